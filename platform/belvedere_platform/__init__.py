@@ -1,0 +1,1 @@
+"""The words shared by every part: resources, store, artifacts, protocol, telemetry, command line."""

@@ -1,0 +1,1 @@
+"""Engines, model servers and the gateway."""

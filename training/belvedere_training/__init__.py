@@ -1,0 +1,1 @@
+"""The model, its objectives, data and training loop."""
