@@ -1,0 +1,299 @@
+"""ModelService: keeps a version of a model served, and replaces it safely by another."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from belvedere_platform.resources.base import CelRule, Name, Part, PrinterColumn, Resource, Status, Timestamp
+from belvedere_platform.resources.engine import EngineTarget, ParityGate
+
+
+class LatencyObjective(Part):
+    """`objective` of the requests answer within `thresholdMilliseconds`."""
+
+    threshold_milliseconds: Annotated[float, Field(gt=0, le=600_000)] = 250
+    objective: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Slo(Part):
+    """What the service promises."""
+
+    availability: Annotated[float, Field(gt=0, lt=1, description="share of requests without an error")] = 0.99
+    latency: LatencyObjective = LatencyObjective()
+
+
+class Scaling(Part):
+    """How many replicas, and when that changes."""
+
+    min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    target_in_flight: Annotated[float, Field(gt=0, description="requests in flight that one replica should carry")] = 4
+    scale_in_delay_seconds: Annotated[float, Field(ge=0)] = 300
+    cel: ClassVar = (
+        CelRule(
+            rule="self.minReplicas <= self.maxReplicas",
+            message="scaling.minReplicas must not be greater than scaling.maxReplicas",
+        ),
+    )
+
+
+class RolloutStep(Part):
+    """A share of the traffic, and how long to stay at least."""
+
+    weight: Annotated[int, Field(ge=1, le=100, description="percent of requests for the candidate")]
+    hold_seconds: Annotated[float, Field(ge=0)] = 60
+
+
+class ErrorGate(Part):
+    """Errors of the candidate against the stable version."""
+
+    maximum_ratio: Annotated[
+        float,
+        Field(
+            gt=1,
+            description="promotion needs proof that the candidate's error rate is below this multiple of the stable one's, or below the SLO's error budget",
+        ),
+    ] = 2
+
+
+class LatencyGate(Part):
+    """Requests slower than a limit, candidate against stable."""
+
+    maximum_ratio: Annotated[
+        float,
+        Field(
+            gt=1,
+            description="promotion needs proof that slow requests are rarer than this multiple of the stable version's, or within the SLO's latency budget",
+        ),
+    ] = 1.5
+
+
+class ShadowGate(Part):
+    """Answers of the candidate compared with the stable version's on a sample of real requests."""
+
+    sample_percent: Annotated[float, Field(gt=0, le=100)] = 10
+    minimum_cosine: Annotated[
+        float,
+        Field(
+            ge=-1,
+            le=1,
+            description="an answer agrees when its embedding's cosine with the stable one's is at least this",
+        ),
+    ] = 0.8
+    minimum_agreement: Annotated[float, Field(gt=0, lt=1, description="share of answers that must agree")] = 0.9
+
+
+class Gates(Part):
+    """What a candidate must prove, and what makes it go."""
+
+    errors: ErrorGate | None = ErrorGate()
+    latency: LatencyGate | None = LatencyGate()
+    shadow: ShadowGate | None = None
+
+
+class Confidence(Part):
+    """Error probabilities of the judge, valid however often it looks."""
+
+    abort: Annotated[float, Field(gt=0, lt=0.5, description="chance to abort a candidate that is no worse")] = 0.05
+    promote: Annotated[
+        float, Field(gt=0, lt=0.5, description="chance to promote a candidate that is worse than its gates allow")
+    ] = 0.05
+
+
+class Rollout(Part):
+    """How a new version replaces the old."""
+
+    paused: bool = False
+    steps: Annotated[tuple[RolloutStep, ...], Field(min_length=1, max_length=32)] = (
+        RolloutStep(weight=5),
+        RolloutStep(weight=25),
+        RolloutStep(weight=50),
+    )
+    gates: Gates = Gates()
+    confidence: Confidence = Confidence()
+    no_data: Annotated[Literal["Hold"], Field(description="without traffic nothing is proven, so nothing moves")] = (
+        "Hold"
+    )
+    interval_seconds: Annotated[float, Field(gt=0, description="how often the judge looks")] = 15
+    deadline_seconds: Annotated[
+        float, Field(gt=0, description="a rollout that has proven nothing by then is paused")
+    ] = 3600
+    keep_stable_seconds: Annotated[
+        float, Field(ge=0, description="how long the replaced version stays warm after promotion")
+    ] = 60
+    cel: ClassVar = (
+        CelRule(
+            rule="self.steps.all(i, s, i == 0 || s.weight > self.steps[i - 1].weight)",
+            message="rollout.steps: each weight must be greater than the one before it",
+        ),
+    )
+
+
+class EnginePolicy(Part):
+    """Which engine serves a version."""
+
+    target: EngineTarget = EngineTarget()
+    parity: ParityGate = ParityGate()
+
+
+class Retries(Part):
+    """Retries of what never reached a model: connection failures and refused streams."""
+
+    attempts: Annotated[int, Field(ge=0, le=5)] = 1
+    budget_percent: Annotated[float, Field(ge=0, le=100)] = 20
+
+
+class Routing(Part):
+    """How clients reach the service."""
+
+    hosts: Annotated[tuple[str, ...], Field(max_length=32)] = ()
+    default: Annotated[bool, Field(description="gets the requests that name no service")] = False
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 10
+    retries: Retries = Retries()
+
+
+class Batching(Part):
+    """How a replica groups requests."""
+
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    wait_milliseconds: Annotated[float, Field(ge=0, le=1000)] = 2
+    max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
+
+
+class ReplicaResources(Part):
+    """What one replica asks for."""
+
+    cpu: Annotated[float, Field(gt=0)] = 1
+    memory: str = "1Gi"
+
+
+class ModelServiceSpec(Part):
+    """What is served, by what, how well, and how it is replaced."""
+
+    model: Name
+    version: Annotated[Name, Field(description="the ModelVersion to serve; a new value starts a rollout")]
+    backend: Literal["rayServe"] = "rayServe"
+    engine: EnginePolicy = EnginePolicy()
+    slo: Slo = Slo()
+    scaling: Scaling = Scaling()
+    rollout: Rollout = Rollout()
+    routing: Routing = Routing()
+    batching: Batching = Batching()
+    resources: ReplicaResources = ReplicaResources()
+
+
+class ServedVersion(Part):
+    """One side of the service, as observed."""
+
+    version: str
+    engine: str | None = None
+    desired_weight: int | None = None
+    observed_weight: Annotated[float | None, Field(description="percent of the requests since the last look")] = None
+    routable_replicas: int = 0
+    desired_replicas: int = 0
+    p95_milliseconds: float | None = None
+    requests: Annotated[int | None, Field(description="requests answered during this rollout")] = None
+    errors: int | None = None
+
+
+class EvidenceSummary(Part):
+    """What the judge knows, by gate: e-values that the candidate is worse, and that it is not."""
+
+    harm: Annotated[dict[str, float], Field(description="e-value against 'no worse', by gate; abort at 1/alpha")] = {}
+    safe: Annotated[
+        dict[str, float], Field(description="e-value for 'within the margin', by gate; promote when all reach 1/beta")
+    ] = {}
+    abort_at: float | None = None
+    promote_at: float | None = None
+    line: Annotated[str, Field(description="the same as one readable line")] = ""
+
+
+class RolloutState(Part):
+    """Where the rollout stands."""
+
+    phase: Literal["Preparing", "Progressing", "Paused", "Promoted", "Aborted"]
+    candidate: str
+    step: int | None = None
+    step_start_time: Timestamp | None = None
+    start_time: Timestamp | None = None
+    first_weight_time: Timestamp | None = None
+    completion_time: Timestamp | None = None
+    generation: Annotated[
+        int | None, Field(description="generation of the ModelService that asked for this rollout")
+    ] = None
+    last_request_id: str | None = None
+
+
+class DecisionRecord(Part):
+    """One decision with what it was based on."""
+
+    time: Timestamp
+    decision: str
+    candidate: str | None = None
+    signal: Annotated[
+        str | None, Field(description="what decided: judge:errors, alert:NAME, shadow, person, deadline, …")
+    ] = None
+    reason: str
+    inputs: dict[str, Any] = {}
+    evidence: dict[str, Any] = {}
+
+
+class ScalingState(Part):
+    """Why there are as many replicas as there are."""
+
+    desired_replicas: int
+    reason: str = ""
+    last_scale_time: Timestamp | None = None
+    below_since: Annotated[Timestamp | None, Field(description="since when one replica fewer would do")] = None
+
+
+class ModelServiceStatus(Status):
+    """Two-sided: what is, not what was asked."""
+
+    stable: ServedVersion | None = None
+    candidate: ServedVersion | None = None
+    evidence: EvidenceSummary | None = None
+    rollout: RolloutState | None = None
+    scaling: ScalingState | None = None
+    replicas: Annotated[int | None, Field(description="routable replicas of all versions")] = None
+    selector: str | None = None
+    url: str | None = None
+    decisions: Annotated[tuple[DecisionRecord, ...], Field(max_length=20)] = ()
+
+
+class ModelService(Resource):
+    """A served model."""
+
+    kind_name = "ModelService"
+    plural = "modelservices"
+    short_names = ("msvc",)
+    columns = (
+        PrinterColumn(name="Ready", type="string", json_path=".status.conditions[?(@.type=='Ready')].status"),
+        PrinterColumn(name="Stable", type="string", json_path=".status.stable.version"),
+        PrinterColumn(name="Candidate", type="string", json_path=".status.candidate.version"),
+        PrinterColumn(name="Weight", type="integer", json_path=".status.candidate.desiredWeight"),
+        PrinterColumn(name="Rollout", type="string", json_path=".status.rollout.phase"),
+        PrinterColumn(name="Replicas", type="integer", json_path=".status.replicas"),
+        PrinterColumn(name="P95", type="number", json_path=".status.stable.p95Milliseconds", priority=1),
+        PrinterColumn(name="Age", type="date", json_path=".metadata.creationTimestamp"),
+    )
+    conditions = {
+        "Accepted": "Accepted, ModelVersionNotFound, ModelMismatch",
+        "EngineReady": "Ready, Building, ParityFailed, BuildFailed, ModelVersionNotFound",
+        "CapacityAvailable": "Fits, WaitingForCapacity",
+        "Ready": "Routable, NoReplicas, WaitingForEngine, WaitingForReplicas",
+        "RolloutProgressing": "Progressing, Complete, Paused, Aborted, NoTraffic, Preparing",
+        "SLOMet": "WithinObjective, ErrorBudgetBurning, LatencyBudgetBurning, NoData",
+        "Degraded": "Healthy, FewerReplicas, MetricsUnavailable, CandidateRejected",
+    }
+    scale = {
+        "specReplicasPath": ".spec.scaling.minReplicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
+    }
+
+    kind: Literal["ModelService"]
+    spec: ModelServiceSpec
+    status: ModelServiceStatus | None = None

@@ -1,0 +1,167 @@
+"""TrainingRun: pretrain a model and publish it as a ModelVersion when it passes its evaluation gates."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from belvedere_platform.resources.base import CelRule, Digest, Name, Part, PrinterColumn, Resource, Status, Timestamp
+
+
+class WorkerResources(Part):
+    """What one worker asks for."""
+
+    cpu: Annotated[float, Field(gt=0)] = 1
+    gpu: Annotated[float, Field(ge=0)] = 0
+    memory: Annotated[str, Field(description="Kubernetes quantity")] = "2Gi"
+
+
+class Workers(Part):
+    """Elastic between min and max; the global batch stays the same."""
+
+    min: Annotated[int, Field(ge=1, le=4096)] = 1
+    max: Annotated[int, Field(ge=1, le=4096)] = 1
+    resources: WorkerResources = WorkerResources()
+    cel: ClassVar = (CelRule(rule="self.min <= self.max", message="workers.min must not be greater than workers.max"),)
+
+
+class TrainingData(Part):
+    """The data set, by artifact name (the tag `datasets/NAME`) or digest."""
+
+    dataset: Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Optimization(Part):
+    """How the weights move. Budgets count image-text pairs, so results do not depend on the machine."""
+
+    pairs: Annotated[int, Field(ge=1, description="image-text pairs to train on, over all workers")]
+    batch_size: Annotated[int, Field(ge=2, le=65536, description="global batch")] = 256
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.05
+    warmup_pairs: Annotated[int, Field(ge=0)] = 20_000
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="auto measures briefly and chooses")] = (
+        "auto"
+    )
+
+
+class InitializeFrom(Part):
+    """Start from a finished version, and stay comparable with its embeddings."""
+
+    model_version: Name
+    compatibility_weight: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10,
+            description="weight of the loss that keeps embeddings near the parent's, so that an index built with the parent stays usable",
+        ),
+    ] = 1.0
+
+
+class EvaluationGate(Part):
+    """A metric that the trained model must reach."""
+
+    metric: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=128)]
+    minimum: float
+
+
+class Evaluation(Part):
+    """When to evaluate and what is asked."""
+
+    every_pairs: Annotated[int, Field(ge=1)] = 50_000
+    gates: Annotated[tuple[EvaluationGate, ...], Field(max_length=32)] = ()
+
+
+class Resume(Part):
+    """What happens when a run is interrupted."""
+
+    policy: Literal["FromCheckpoint", "Never"] = "FromCheckpoint"
+    checkpoint_every_pairs: Annotated[int, Field(ge=1)] = 50_000
+    max_failures: Annotated[int, Field(ge=0, le=100)] = 3
+
+
+class TrainingRunSpec(Part):
+    """What to train, on what, how long, and what it must reach."""
+
+    model: Annotated[Name, Field(description="the model that the version belongs to")]
+    version: Annotated[
+        Name | None, Field(description="name of the ModelVersion published; the run's own name by default")
+    ] = None
+    recipe: Literal["contrastive"] = "contrastive"
+    size: Literal["nano", "small", "base", "large"] = "nano"
+    data: TrainingData
+    optimization: Optimization
+    initialize_from: InitializeFrom | None = None
+    workers: Workers = Workers()
+    evaluation: Evaluation = Evaluation()
+    resume: Resume = Resume()
+    suspend: bool = False
+    cel: ClassVar = (
+        CelRule(
+            rule="self == oldSelf || (self.model == oldSelf.model && self.data == oldSelf.data && self.optimization == oldSelf.optimization && self.recipe == oldSelf.recipe && self.size == oldSelf.size)",
+            message="model, data, optimization, recipe and size of a TrainingRun cannot be changed: make a new run",
+        ),
+    )
+
+
+class TrainingProgress(Part):
+    """Where the run is now, as its workers report."""
+
+    pairs: int | None = None
+    loss: float | None = None
+    images_per_second: float | None = None
+    recall: Annotated[dict[str, float], Field(description="last evaluation, by metric")] = {}
+
+
+class GateResult(Part):
+    """One evaluation gate with what was measured."""
+
+    metric: str
+    minimum: float
+    value: float | None
+    passed: bool
+
+
+class TrainingRunStatus(Status):
+    """One truth about the run."""
+
+    phase: Literal["Pending", "Running", "Suspended", "Evaluating", "Succeeded", "Failed"] | None = None
+    attempt: int | None = None
+    job: Annotated[str | None, Field(description="name of the RayJob of this attempt")] = None
+    progress: TrainingProgress | None = None
+    gates: tuple[GateResult, ...] = ()
+    model_version: str | None = None
+    digest: Digest | None = None
+    start_time: Timestamp | None = None
+    completion_time: Timestamp | None = None
+
+
+class TrainingRun(Resource):
+    """A pretraining run on Ray."""
+
+    kind_name = "TrainingRun"
+    plural = "trainingruns"
+    short_names = ("trun",)
+    columns = (
+        PrinterColumn(name="Phase", type="string", json_path=".status.phase"),
+        PrinterColumn(name="Pairs", type="integer", json_path=".status.progress.pairs"),
+        PrinterColumn(name="Loss", type="number", json_path=".status.progress.loss"),
+        PrinterColumn(name="Version", type="string", json_path=".status.modelVersion"),
+        PrinterColumn(
+            name="Reason", type="string", json_path=".status.conditions[?(@.type=='Ready')].reason", priority=1
+        ),
+        PrinterColumn(name="Age", type="date", json_path=".metadata.creationTimestamp"),
+    )
+    conditions = {
+        "Accepted": "Accepted, DatasetNotFound, ParentNotFound, ParentNotReady, VersionExists",
+        "CapacityAvailable": "Fits, WaitingForCapacity",
+        "Ready": "Published, Pending, Training, Evaluating, GateFailed, JobFailed, Suspended",
+    }
+
+    kind: Literal["TrainingRun"]
+    spec: TrainingRunSpec
+    status: TrainingRunStatus | None = None

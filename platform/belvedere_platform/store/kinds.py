@@ -1,0 +1,51 @@
+"""The kinds of object that Belvedere reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from belvedere_platform.resources.base import API_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of object in an API group and version."""
+
+    api_version: str
+    kind: str
+    plural: str
+    namespaced: bool = True
+    short_names: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """The API group, empty for the core group."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def path(self) -> str:
+        """The REST path of the group and version, for example `/apis/apps/v1` or `/api/v1`."""
+        return f"/apis/{self.api_version}" if "/" in self.api_version else f"/api/{self.api_version}"
+
+
+TRAINING_RUN = Kind(api_version=API_VERSION, kind="TrainingRun", plural="trainingruns", short_names=("trun",))
+MODEL_VERSION = Kind(api_version=API_VERSION, kind="ModelVersion", plural="modelversions", short_names=("mver",))
+ENGINE = Kind(api_version=API_VERSION, kind="Engine", plural="engines", short_names=("eng",))
+MODEL_SERVICE = Kind(api_version=API_VERSION, kind="ModelService", plural="modelservices", short_names=("msvc",))
+RAY_JOB = Kind(api_version="ray.io/v1", kind="RayJob", plural="rayjobs")
+RAY_SERVICE = Kind(api_version="ray.io/v1", kind="RayService", plural="rayservices")
+DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments", short_names=("deploy",))
+JOB = Kind(api_version="batch/v1", kind="Job", plural="jobs")
+SERVICE = Kind(api_version="v1", kind="Service", plural="services", short_names=("svc",))
+CONFIG_MAP = Kind(api_version="v1", kind="ConfigMap", plural="configmaps", short_names=("cm",))
+SECRET = Kind(api_version="v1", kind="Secret", plural="secrets")
+EVENT = Kind(api_version="v1", kind="Event", plural="events", short_names=("ev",))
+ENDPOINT_SLICE = Kind(api_version="discovery.k8s.io/v1", kind="EndpointSlice", plural="endpointslices")
+PROMETHEUS_RULE = Kind(
+    api_version="monitoring.coreos.com/v1", kind="PrometheusRule", plural="prometheusrules", short_names=("promrule",)
+)
+
+KINDS: tuple[Kind, ...] = (
+    TRAINING_RUN, MODEL_VERSION, ENGINE, MODEL_SERVICE,
+    RAY_JOB, RAY_SERVICE, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE,
+)  # fmt: skip
