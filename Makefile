@@ -1,0 +1,50 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo down test check format bench bench-demo crds lock clean
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
+PYTEST_ARGS ?=
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+
+setup: ## virtual environment, Prometheus, Alertmanager (cached in ~/.cache/belvedere)
+	@deploy/setup/setup.sh
+
+demo: setup ## the whole loop on real pictures: data, train, compile, serve, roll out, revert, scale, report (QUICK=1, KEEP=1)
+	@python deploy/demo $(if $(QUICK),--quick) $(if $(KEEP),--keep)
+
+down: ## stop what `make demo KEEP=1` left running
+	@belvedere down --home build/demo/home
+
+test: setup ## every test that this machine can run; ends with a table of what ran and what was skipped
+	@python -m pytest $(PYTEST_ARGS)
+
+check: ## ruff, mypy, import contracts, generated files, helm lint, promtool
+	@deploy/setup/setup.sh --with-helm
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	python -m belvedere_platform.resources.crd --check helm/belvedere/files/crds
+	helm lint --strict helm/belvedere
+	python -m belvedere_operators.alerts.check
+
+crds: ## write the CRDs from the resource models
+	python -m belvedere_platform.resources.crd --write helm/belvedere/files/crds
+
+format: ## format the code
+	ruff format . && ruff check --fix .
+
+bench: bench-demo ## every benchmark
+
+bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
+	@python deploy/demo --bench build/bench/demo.json
+
+lock: setup ## pin the requirements anew
+	$(BELVEDERE_CACHE)/tools/uv/bin/uv pip compile -q --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-annotate pyproject.toml -o requirements/lock.txt
+
+clean: ## remove build products (not the cache)
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache
