@@ -1,0 +1,278 @@
+"""Where the bytes of an artifact store are: a local directory, or anything that fsspec opens.
+
+Both write a file whole or not at all. Locally that is write, fsync, rename; object stores publish an object when its upload ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import fsspec
+
+from belvedere_platform.artifacts.errors import StorageFull
+from belvedere_platform.errors import Unavailable
+
+CHUNK = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# A writer on an object store that died leaves its lock behind; after this long others take it.
+LEASE_SECONDS = 60.0
+# Without shared locks, garbage collection on an object store must spare what a running push has just uploaded.
+REMOTE_GRACE_SECONDS = 3600.0
+
+
+class Storage(Protocol):
+    """A tree of files, each replaced whole."""
+
+    url: str
+
+    def open(self, path: str) -> IO[bytes]:
+        """Open for reading. Raises FileNotFoundError."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Return the bytes of a file, or None when it is not there."""
+        ...
+
+    def write(self, path: str, source: IO[bytes]) -> str:
+        """Write a file whole or not at all, and return the digest of what was written. Raises StorageFull."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names of the files in a directory."""
+        ...
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep all others out of what this lock guards."""
+        ...
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        """Keep garbage collection away while blobs are being added."""
+        ...
+
+    def sweeping(self) -> contextlib.AbstractContextManager[Callable[[str], bool]]:
+        """Keep writers away while garbage is collected, and say of a path whether it may be removed."""
+        ...
+
+
+def copy_hashing(source: IO[bytes], sink: IO[bytes] | None) -> str:
+    """Copy to the sink, if there is one, and return the digest of what was read."""
+    hashed = hashlib.sha256()
+    while chunk := source.read(CHUNK):
+        hashed.update(chunk)
+        if sink is not None:
+            sink.write(chunk)
+    return "sha256:" + hashed.hexdigest()
+
+
+@contextlib.contextmanager
+def full_disk_is_clear(where: str, doing: str) -> Iterator[None]:
+    """Turn 'no space left' into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull(where, doing) from error
+        raise
+
+
+def write_whole(target: Path, source: IO[bytes], *, staging: Path) -> str:
+    """Write a local file by way of a staging directory on the same disk: write, fsync, rename. Return the digest."""
+    temporary = staging / f"{os.getpid()}-{uuid.uuid4().hex}"
+    with full_disk_is_clear(str(target.parent), f"writing {target.name}"):
+        staging.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as sink:
+                digest = copy_hashing(source, sink)
+                sink.flush()
+                os.fsync(sink.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    sync_directory(target.parent)
+    return digest
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock that the kernel lets go when the process ends, however it ends."""
+    with full_disk_is_clear(str(path.parent), "taking a lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class LocalStorage:
+    """A directory, shared by any number of processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = root.as_uri()
+        self._ingest = root / "ingest"
+
+    def open(self, path: str) -> IO[bytes]:
+        return (self.root / path).open("rb")
+
+    def size(self, path: str) -> int | None:
+        try:
+            return (self.root / path).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, source: IO[bytes]) -> str:
+        return write_whole(self.root / path, source, staging=self._ingest)
+
+    def delete(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+    def names(self, directory: str) -> list[str]:
+        try:
+            return sorted(entry.name for entry in (self.root / directory).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return file_lock(self.root / f"{name}.lock")
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        return file_lock(self.root / "writers.lock", shared=True)
+
+    @contextlib.contextmanager
+    def sweeping(self) -> Iterator[Callable[[str], bool]]:
+        if not self.root.exists():
+            yield lambda _: True
+            return
+        with file_lock(self.root / "writers.lock"):
+            yield lambda _: True
+            # No writer is alive in here, so whatever is staged was left by one that was killed.
+            for name in self.names("ingest"):
+                self.delete(f"ingest/{name}")
+
+
+class RemoteStorage:
+    """Anything that fsspec opens: s3, gs, memory."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self.url = url
+        self._clock, self._sleep = clock, sleep
+
+    def _at(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}"
+
+    def open(self, path: str) -> IO[bytes]:
+        opened: IO[bytes] = self._fs.open(self._at(path), "rb")
+        return opened
+
+    def size(self, path: str) -> int | None:
+        # Listings are cached by some file systems, and another process may have written since.
+        self._fs.invalidate_cache()
+        try:
+            return int(self._fs.info(self._at(path))["size"])
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: str, source: IO[bytes]) -> str:
+        where = self._at(path)
+        self._fs.makedirs(where.rpartition("/")[0], exist_ok=True)
+        with full_disk_is_clear(self.url, f"writing {path}"), self._fs.open(where, "wb") as sink:
+            return copy_hashing(source, sink)
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(path))
+
+    def names(self, directory: str) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            return sorted(name.rpartition("/")[2] for name in self._fs.ls(self._at(directory), detail=False))
+        except FileNotFoundError:
+            return []
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        where, owner = self._at(f"{name}.lock"), uuid.uuid4().hex
+        self._acquire(where, owner)
+        try:
+            yield
+        finally:
+            if (self._holder(where) or {}).get("owner") == owner:
+                self._fs.rm_file(where)
+
+    def _acquire(self, where: str, owner: str) -> None:
+        deadline, delay = self._clock() + 2 * LEASE_SECONDS, 0.02
+        self._fs.makedirs(self._root, exist_ok=True)
+        while True:
+            lease = json.dumps({"owner": owner, "expires": self._clock() + LEASE_SECONDS}).encode()
+            with contextlib.suppress(FileExistsError):
+                self._fs.pipe_file(where, lease, mode="create")
+                return
+            holder = self._holder(where)
+            if holder is not None and holder["expires"] < self._clock():
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.rm_file(where)
+                continue
+            if self._clock() > deadline:
+                raise Unavailable(
+                    f"{where} stayed locked for {2 * LEASE_SECONDS:.0f} s; remove it if no push is running"
+                )
+            self._sleep(delay)
+            delay = min(1.0, delay * 2)
+
+    def _holder(self, where: str) -> dict[str, Any] | None:
+        try:
+            holder: dict[str, Any] = json.loads(self._fs.cat_file(where))
+        except FileNotFoundError:
+            return None
+        return holder
+
+    def writing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def sweeping(self) -> Iterator[Callable[[str], bool]]:
+        def old_enough(path: str) -> bool:
+            try:
+                return bool(self._clock() - self._fs.modified(self._at(path)).timestamp() > REMOTE_GRACE_SECONDS)
+            except FileNotFoundError:
+                return False
+
+        yield old_enough
+
+
+def open_storage(
+    url: str, *, clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep
+) -> Storage:
+    """Return the storage behind a URL; a plain path is a local directory."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme not in ("file", "local"):
+        return RemoteStorage(url, clock=clock, sleep=sleep)
+    return LocalStorage(Path(rest if separator else url).expanduser().absolute())

@@ -1,0 +1,349 @@
+"""ArtifactStore: datasets, models and engines by digest, in an OCI image layout."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from belvedere_platform.artifacts.errors import ArtifactNotFound, CorruptBlob
+from belvedere_platform.artifacts.layout import (
+    ARTIFACT_TYPES,
+    CONFIG_ANNOTATION,
+    LAYOUT_VERSION,
+    ArtifactKind,
+    Descriptor,
+    FileEntry,
+    Index,
+    IndexEntry,
+    canonical,
+    check_name,
+    config_document,
+    digest_of,
+    manifest_document,
+    media_type_of,
+    parse_manifest,
+)
+from belvedere_platform.artifacts.storage import (
+    Storage,
+    copy_hashing,
+    file_lock,
+    full_disk_is_clear,
+    open_storage,
+    sync_directory,
+    write_whole,
+)
+from belvedere_platform.errors import InvalidInput, NotFound
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# What the OCI image layout allows in org.opencontainers.image.ref.name.
+_TAG = re.compile(r"[A-Za-z0-9]+([-._:@+]|--)?[A-Za-z0-9]*([-._:@+/]+[A-Za-z0-9]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Garbage:
+    """What a collection removed, or would remove."""
+
+    artifacts: tuple[Descriptor, ...]
+    blobs: tuple[str, ...]
+    size_bytes: int
+
+
+class ArtifactStore:
+    """Artifacts at a URL. Every write is whole or absent, every read is checked against its digest."""
+
+    def __init__(self, url: str, *, storage: Storage | None = None) -> None:
+        self._storage = storage or open_storage(url)
+
+    @property
+    def url(self) -> str:
+        """Where the store is."""
+        return self._storage.url
+
+    def push(
+        self,
+        kind: ArtifactKind | str,
+        files: Mapping[str, Path | bytes],
+        *,
+        config: Mapping[str, Any],
+        annotations: Mapping[str, str] | None = None,
+        subject: str | None = None,
+        tag: str | None = None,
+    ) -> Descriptor:
+        """Store files and config as one artifact. The same content gives the same digest, and is stored once."""
+        kind = _kind(kind)
+        if not files:
+            raise InvalidInput(f"a {kind.value} artifact needs at least one file")
+        if tag is not None:
+            _check_tag(tag)
+        with self._storage.writing():
+            referred = self.resolve(subject) if subject is not None else None
+            entries = [self._push_file(kind, name, files[name]) for name in sorted(files)]
+            config_blob = config_document(kind, config, entries)
+            self._put_blob(io.BytesIO(config_blob), "the config")
+            manifest = manifest_document(
+                kind, entries, config=config, config_blob=config_blob, annotations=annotations or {}, subject=referred
+            )
+            digest = self._put_blob(io.BytesIO(manifest), "the manifest")
+            descriptor = parse_manifest(digest, manifest)
+            self._index_add(descriptor, tag)
+        return self.resolve(digest)
+
+    def _push_file(self, kind: ArtifactKind, name: str, content: Path | bytes) -> FileEntry:
+        check_name(name)
+        if isinstance(content, bytes):
+            source: IO[bytes] = io.BytesIO(content)
+            size = len(content)
+        else:
+            try:
+                source = content.open("rb")
+            except FileNotFoundError as error:
+                raise NotFound(f"file {content}, to be pushed as {name}, does not exist") from error
+            size = os.fstat(source.fileno()).st_size
+        with source:
+            digest = self._put_blob(source, name)
+        return FileEntry(name=name, digest=digest, size=size, media_type=media_type_of(kind, name))
+
+    def _put_blob(self, source: IO[bytes], name: str) -> str:
+        digest = copy_hashing(source, None)
+        path = _blob_path(digest)
+        # A blob that is there but damaged is replaced: pushing again is how a store is mended.
+        if self._storage.size(path) is not None and self._hash(path) == digest:
+            return digest
+        source.seek(0)
+        written = self._storage.write(path, source)
+        if written != digest:
+            self._storage.delete(path)
+            raise InvalidInput(f"{name} changed while it was being pushed; push it when nothing writes to it any more")
+        return digest
+
+    def _hash(self, path: str) -> str | None:
+        try:
+            with self._storage.open(path) as stored:
+                return copy_hashing(stored, None)
+        except FileNotFoundError:
+            return None
+
+    def _index_add(self, descriptor: Descriptor, tag: str | None) -> None:
+        entry = IndexEntry(
+            digest=descriptor.digest,
+            size=descriptor.manifest_size,
+            artifact_type=ARTIFACT_TYPES[descriptor.kind],
+            tag=tag,
+        )
+        with self._storage.lock("index"):
+            self._write_index(self._index().add(entry))
+
+    def _index(self) -> Index:
+        try:
+            with self._storage.open("index.json") as stored:
+                return Index.parse(stored.read())
+        except FileNotFoundError:
+            return Index()
+
+    def _write_index(self, index: Index) -> None:
+        if self._storage.size("oci-layout") is None:
+            self._storage.write("oci-layout", io.BytesIO(canonical({"imageLayoutVersion": LAYOUT_VERSION})))
+        self._storage.write("index.json", io.BytesIO(index.document()))
+
+    def resolve(self, reference: str) -> Descriptor:
+        """Return the artifact of a tag or digest. Raises ArtifactNotFound."""
+        index = self._index()
+        digest = reference if _DIGEST.fullmatch(reference) else index.tagged(reference)
+        known = index.digests
+        if digest is None or digest not in known:
+            raise ArtifactNotFound(self._not_found(reference, index))
+        return parse_manifest(digest, self._read_blob(digest, f"the manifest of {reference}"), tags=known[digest])
+
+    def _not_found(self, reference: str, index: Index) -> str:
+        tags = sorted(entry.tag for entry in index.entries if entry.tag is not None)
+        prefix = reference.split("/", maxsplit=1)[0] + "/"
+        near = [tag for tag in tags if tag.startswith(prefix)] or tags
+        listed = ", ".join(near[:8]) + (", …" if len(near) > 8 else "") if near else "nothing yet"
+        return f"no artifact {reference!r} in {self.url}; it has {listed}"
+
+    def config(self, reference: str) -> dict[str, Any]:
+        """Return the configuration that the artifact was pushed with, and its `kind`."""
+        descriptor = self.resolve(reference)
+        if descriptor.kind is ArtifactKind.MODEL:
+            stored = descriptor.annotations[CONFIG_ANNOTATION]
+        else:
+            stored = self._read_blob(descriptor.config_digest, f"the config of {reference}").decode()
+        config: dict[str, Any] = json.loads(stored)
+        return config
+
+    def read(self, reference: str, name: str) -> bytes:
+        """Return one file of an artifact."""
+        descriptor = self.resolve(reference)
+        for entry in descriptor.files:
+            if entry.name == name:
+                return self._read_blob(entry.digest, f"{name} of {reference}")
+        names = ", ".join(entry.name for entry in descriptor.files[:12])
+        raise ArtifactNotFound(f"artifact {reference!r} has no file {name!r}; it has {names}")
+
+    def _read_blob(self, digest: str, name: str) -> bytes:
+        try:
+            with self._storage.open(_blob_path(digest)) as stored:
+                content = stored.read()
+        except FileNotFoundError as error:
+            raise CorruptBlob(where=self.url, name=name, expected=digest, got="(the blob is missing)") from error
+        if (got := digest_of(content)) != digest:
+            raise CorruptBlob(where=self.url, name=name, expected=digest, got=got)
+        return content
+
+    def pull(self, reference: str, into: Path) -> Path:
+        """Put the files into a directory and return it. Files that are there and right are kept, so a broken pull goes on.
+
+        A directory that did not exist appears whole or not at all; in one that did, each file is replaced whole.
+        """
+        descriptor = self.resolve(reference)
+        into = into.absolute()
+        partial = f".{descriptor.digest[7:19]}.partial"
+        if not into.exists():
+            with file_lock(into.parent / f".{into.name}.pull.lock"):
+                if not into.exists():
+                    staging = into.parent / f".{into.name}{partial}"
+                    self._stage(descriptor.files, staging, reference)
+                    staging.rename(into)
+                    sync_directory(into.parent)
+                    return into
+        # The directory may be a mount point, so everything happens inside it from here.
+        with file_lock(into / ".pull.lock"):
+            missing = [entry for entry in descriptor.files if not _has(into, entry)]
+            self._stage(missing, into / partial, reference)
+            _place(missing, into / partial, into)
+        return into
+
+    def _stage(self, entries: Iterable[FileEntry], staging: Path, reference: str) -> None:
+        for entry in entries:
+            if not _has(staging, entry):
+                self._fetch(entry, staging, reference)
+        shutil.rmtree(staging / ".incoming", ignore_errors=True)
+
+    def _fetch(self, entry: FileEntry, staging: Path, reference: str) -> None:
+        target = staging / entry.name
+        name = f"{entry.name} of {reference}"
+        try:
+            with self._storage.open(_blob_path(entry.digest)) as stored:
+                got = write_whole(target, stored, staging=staging / ".incoming")
+        except FileNotFoundError as error:
+            raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got="(the blob is missing)") from error
+        if got != entry.digest:
+            target.unlink()
+            raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got=got)
+
+    def tag(self, reference: str, tag: str) -> Descriptor:
+        """Give an artifact one more tag; a tag that named another artifact moves."""
+        _check_tag(tag)
+        descriptor = self.resolve(reference)
+        with self._storage.writing():
+            self._index_add(descriptor, tag)
+        return self.resolve(descriptor.digest)
+
+    def untag(self, tag: str) -> None:
+        """Take a tag away; the artifact stays until garbage is collected."""
+        with self._storage.lock("index"):
+            index = self._index()
+            if (digest := index.tagged(tag)) is None:
+                raise ArtifactNotFound(self._not_found(tag, index))
+            bare = next(entry for entry in index.entries if entry.digest == digest and entry.tag == tag)
+            rest = tuple(entry for entry in index.entries if entry is not bare)
+            untagged = IndexEntry(digest=digest, size=bare.size, artifact_type=bare.artifact_type)
+            self._write_index(Index(entries=(*rest, untagged)).tidied())
+
+    def list(self) -> list[Descriptor]:
+        """Return every artifact with its tags, tagged ones first."""
+        found = [
+            parse_manifest(digest, self._read_blob(digest, f"the manifest {digest}"), tags=tags)
+            for digest, tags in self._index().digests.items()
+        ]
+        return sorted(found, key=lambda one: (not one.tags, one.tags, one.digest))
+
+    def collect_garbage(self, keep: Iterable[str], *, dry_run: bool = False) -> Garbage:
+        """Remove every artifact that is neither in `keep` (tags or digests) nor the subject of one that is, and unused blobs."""
+        with self._storage.sweeping() as may_remove, self._index_lock(dry_run):
+            known = {one.digest: one for one in self.list()}
+            kept = _reachable(known, keep)
+            used = {blob for digest in kept for blob in known[digest].blobs}
+            stored = [f"sha256:{name}" for name in self._storage.names("blobs/sha256")]
+            unused = [blob for blob in stored if blob not in used and may_remove(_blob_path(blob))]
+            spared = {digest for digest in known if digest not in kept and digest not in unused}
+            size = sum(self._storage.size(_blob_path(blob)) or 0 for blob in unused)
+            if not dry_run:
+                self._sweep(kept | spared, unused)
+        doomed = tuple(one for digest, one in known.items() if digest not in kept and digest not in spared)
+        return Garbage(artifacts=doomed, blobs=tuple(unused), size_bytes=size)
+
+    @contextlib.contextmanager
+    def _index_lock(self, dry_run: bool) -> Iterator[None]:
+        if dry_run:
+            yield
+        else:
+            with self._storage.lock("index"):
+                yield
+
+    def _sweep(self, kept: set[str], unused: Iterable[str]) -> None:
+        index = self._index()
+        remaining = Index(entries=tuple(entry for entry in index.entries if entry.digest in kept))
+        # The index goes first: a crash in between leaves unused blobs, never an entry without them.
+        if remaining != index:
+            self._write_index(remaining)
+        for blob in unused:
+            self._storage.delete(_blob_path(blob))
+
+
+def _reachable(known: Mapping[str, Descriptor], keep: Iterable[str]) -> set[str]:
+    by_tag = {tag: one.digest for one in known.values() for tag in one.tags}
+    kept: set[str] = set()
+    pending = [by_tag.get(reference, reference) for reference in keep]
+    while pending:
+        digest = pending.pop()
+        if digest in known and digest not in kept:
+            kept.add(digest)
+            if (subject := known[digest].subject) is not None:
+                pending.append(subject)
+    return kept
+
+
+def _kind(kind: ArtifactKind | str) -> ArtifactKind:
+    try:
+        return ArtifactKind(kind)
+    except ValueError as error:
+        raise InvalidInput(f"artifact kind {kind!r} must be one of {', '.join(ArtifactKind)}") from error
+
+
+def _check_tag(tag: str) -> None:
+    if not _TAG.fullmatch(tag) or _DIGEST.fullmatch(tag):
+        raise InvalidInput(f"tag {tag!r} must be letters and digits joined by one of - . _ : @ + /, such as models/v1")
+
+
+def _blob_path(digest: str) -> str:
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def _has(directory: Path, entry: FileEntry) -> bool:
+    path = directory / entry.name
+    try:
+        if path.stat().st_size != entry.size:
+            return False
+        with path.open("rb") as stored:
+            return copy_hashing(stored, None) == entry.digest
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _place(entries: Iterable[FileEntry], staging: Path, into: Path) -> None:
+    for entry in entries:
+        target = into / entry.name
+        with full_disk_is_clear(str(into), f"placing {entry.name}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        (staging / entry.name).replace(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    sync_directory(into)
