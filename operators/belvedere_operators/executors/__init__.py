@@ -1,0 +1,1 @@
+"""Turn child manifests into processes, Ray jobs, Serve applications and rule files on one machine."""
