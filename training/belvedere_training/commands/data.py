@@ -1,0 +1,65 @@
+"""`belvedere data`: build data sets as artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import click
+
+from belvedere_platform.artifacts import ArtifactStore
+
+
+def artifacts_url(value: str | None) -> str:
+    """Return the artifact store to use: the flag, $BELVEDERE_ARTIFACTS, or the folder in the state directory."""
+    home = Path(os.environ.get("BELVEDERE_HOME") or Path.home() / ".belvedere").absolute()
+    return value or os.environ.get("BELVEDERE_ARTIFACTS") or f"file://{home / 'artifacts'}"
+
+
+@click.group()
+def data() -> None:
+    """Build data sets and look at them."""
+
+
+@data.group()
+def build() -> None:
+    """Download, render and push a data set."""
+
+
+@build.command()
+@click.option("--styles", default="", help="comma-separated names of drawing styles; all twelve by default")
+@click.option("--size", default=64, show_default=True, help="edge of the pictures in pixels")
+@click.option("--limit-concepts", type=int, default=None, help="only so many concepts, for a quick look")
+@click.option("--output-tag", default="datasets/emoji", show_default=True, help="tag of the artifact")
+@click.option("--workers", type=int, default=None, help="processes that render; the number of cores by default")
+@click.option("--artifacts", default=None, help="URL of the artifact store; $BELVEDERE_ARTIFACTS by default")
+def emoji(
+    styles: str, size: int, limit_concepts: int | None, output_tag: str, workers: int | None, artifacts: str | None
+) -> None:
+    """Build the emoji data set: twelve vendors' drawings with English and Chinese names."""
+    from belvedere_training.data.build import BuildOptions, build, build_key, needed_packages, push
+    from belvedere_training.data.packages import cache_directory, fetch
+
+    started = time.monotonic()
+
+    def say(message: str) -> None:
+        click.echo(f"[{time.monotonic() - started:6.1f} s] {message}", err=True)
+
+    names = tuple(name.strip() for name in styles.split(",") if name.strip())
+    options = BuildOptions(
+        styles=names, size=size, limit_concepts=limit_concepts, workers=workers or os.cpu_count() or 1
+    )
+    options.check()
+    folder = cache_directory() / "datasets" / f"emoji-{build_key(options)[:16]}"
+    if (folder / "manifest.json").is_file():
+        say(f"built before from the same packages and options: {folder}")
+    else:
+        tarballs = fetch(needed_packages(options), cache_directory(), say)
+        build(options, tarballs, folder, say)
+    descriptor = push(folder, ArtifactStore(artifacts_url(artifacts)), output_tag)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for split, part in manifest["splits"].items():
+        say(f"{split}: {part['samples']} samples in {len(part['shards'])} shards")
+    click.echo(json.dumps({"tag": output_tag, "digest": descriptor.digest, "contentDigest": manifest["digest"]}))

@@ -1,0 +1,1 @@
+"""From npm packages to WebDataset shards, and from shards to batches."""

@@ -1,0 +1,205 @@
+"""Build the emoji data set: choose what is held out, render, write shards and a manifest, push the artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from belvedere_platform.artifacts import ArtifactKind, ArtifactStore, Descriptor
+from belvedere_platform.errors import InvalidInput
+from belvedere_training.data.concepts import Concept, Vocabulary, held_out_families, read_vocabulary
+from belvedere_training.data.packages import PACKAGES, Package, Progress
+from belvedere_training.data.render import render_all
+from belvedere_training.data.shards import Sample, write_split
+from belvedere_training.data.styles import STYLES, Drawing, Style, chosen, read_drawings
+
+BUILDER = 1  # raise it when the same options shall give other bytes
+SPLITS = ("train", "heldout_style", "heldout_concepts", "hard_style")
+NAMES_PACKAGE = "emojibase-data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What to build."""
+
+    styles: tuple[str, ...] = ()
+    size: int = 64
+    limit_concepts: int | None = None
+    workers: int = 2
+
+    def check(self) -> None:
+        """Raise InvalidInput for a value that cannot be built."""
+        chosen(self.styles)
+        if not 16 <= self.size <= 512:
+            raise InvalidInput(f"--size is {self.size}; allowed are 16 to 512 pixels")
+        if self.limit_concepts is not None and self.limit_concepts < 20:
+            raise InvalidInput(f"--limit-concepts is {self.limit_concepts}; use 20 or more, or leave it out for all")
+
+
+def needed_packages(options: BuildOptions) -> list[Package]:
+    """Return the packages that the chosen styles and the names come from."""
+    names = [NAMES_PACKAGE, *(style.package for style in chosen(options.styles))]
+    return [PACKAGES[name] for name in dict.fromkeys(names)]
+
+
+def build_key(options: BuildOptions) -> str:
+    """Return a hash of everything that the bytes of the data set depend on."""
+    inputs = {
+        "builder": BUILDER,
+        "options": [sorted(options.styles), options.size, options.limit_concepts],
+        "packages": [f"{package.name}@{package.version} {package.sha512}" for package in needed_packages(options)],
+        "libraries": {name: importlib.metadata.version(name) for name in ("pillow", "resvg-py")},
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def build(options: BuildOptions, tarballs: Mapping[str, Path], folder: Path, progress: Progress) -> Path:
+    """Write shards and manifest.json into the folder, whole or not at all, and return it."""
+    vocabulary = read_vocabulary(tarballs[NAMES_PACKAGE])
+    concepts = _limited(vocabulary, options.limit_concepts)
+    held = held_out_families(concepts.values())
+    styles = chosen(options.styles)
+    drawings = [
+        drawing
+        for style in styles
+        for drawing in read_drawings(style, tarballs[style.package], vocabulary)
+        if drawing.concept in concepts and split_of(STYLES[drawing.style], concepts[drawing.concept], held)
+    ]
+    progress(f"render {len(drawings)} drawings of {len(concepts)} concepts in {len(styles)} styles")
+    samples = _samples(drawings, concepts, held, options, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
+        unfinished = Path(partial) / "data"
+        unfinished.mkdir()
+        _write(samples, concepts, held, styles, options, unfinished)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    return folder
+
+
+def split_of(style: Style, concept: Concept, held_families: frozenset[str]) -> str | None:
+    """Return the split that a drawing belongs to, or None when it is in none."""
+    held = concept.family in held_families
+    if style.role == "train":
+        return None if held else "train"
+    if style.role == "heldout":
+        return "heldout_concepts" if held else "heldout_style"
+    # Flags in the line-art style are one blank rectangle each.
+    return None if held or concept.group == "flags" else "hard_style"
+
+
+def _limited(vocabulary: Vocabulary, limit: int | None) -> dict[str, Concept]:
+    """Return all concepts, or the `limit` first ones in the order of their hash, so that all groups stay present."""
+    ordered = sorted(vocabulary.concepts, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    kept = set(ordered[:limit])
+    return {name: concept for name, concept in vocabulary.concepts.items() if name in kept}
+
+
+def _samples(
+    drawings: Sequence[Drawing],
+    concepts: Mapping[str, Concept],
+    held: frozenset[str],
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[str, list[Sample]]:
+    """Return the rendered samples by split, each in the order of the hash of its key."""
+    splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for number, (drawing, png) in enumerate(render_all(drawings, options.size, options.workers), start=1):
+        style, concept = STYLES[drawing.style], concepts[drawing.concept]
+        split = split_of(style, concept, held)
+        assert split is not None
+        key = f"{style.name}_{concept.id.lower()}"
+        splits[split].append(Sample(key=key, png=png, record=_record(style, concept)))
+        if number % 2000 == 0 or number == len(drawings):
+            progress(f"rendered {number}/{len(drawings)}")
+    splits["hard_style"] = _without_equal_pictures(splits["hard_style"])
+    for samples in splits.values():
+        samples.sort(key=lambda sample: hashlib.sha256(sample.key.encode()).hexdigest())
+    return splits
+
+
+def _without_equal_pictures(samples: Sequence[Sample]) -> list[Sample]:
+    """Drop every picture that another sample shares: a query could not tell them apart."""
+    times = Counter(sample.png for sample in samples)
+    return [sample for sample in samples if times[sample.png] == 1]
+
+
+def _record(style: Style, concept: Concept) -> dict[str, Any]:
+    package = PACKAGES[style.package]
+    return {
+        "id": concept.id,
+        "style": style.name,
+        "group": concept.group,
+        "subgroup": concept.subgroup,
+        "family": concept.family,
+        "captions": dict(concept.captions),
+        "tags": {language: list(tags) for language, tags in concept.tags.items()},
+        "licence": style.licence,
+        "source": f"npm:{package.name}@{package.version}",
+    }
+
+
+def _write(
+    samples: Mapping[str, Sequence[Sample]],
+    concepts: Mapping[str, Concept],
+    held: frozenset[str],
+    styles: Sequence[Style],
+    options: BuildOptions,
+    folder: Path,
+) -> None:
+    """Write all shards, and the manifest that names them with their sha256."""
+    splits = {}
+    for split in SPLITS:
+        files = write_split(samples[split], split, folder)
+        shards = [{"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
+        splits[split] = {"samples": len(samples[split]), "shards": shards}
+    counts = Counter(sample.record["style"] for part in samples.values() for sample in part)
+    manifest = {
+        "name": "emoji",
+        "size": options.size,
+        "buildKey": build_key(options),
+        "splits": splits,
+        "styles": {
+            style.name: {
+                "role": style.role,
+                "samples": counts[style.name],
+                "licence": style.licence,
+                "author": style.author,
+                "source": f"npm:{style.package}@{PACKAGES[style.package].version}",
+            }
+            for style in styles
+        },
+        "licences": sorted({style.licence for style in styles} | {"Unicode-3.0"}),
+        "languages": ["en", "zh"],
+        "concepts": len(concepts),
+        "heldOutFamilies": sorted(held),
+    }
+    manifest["digest"] = "sha256:" + hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
+
+
+def push(folder: Path, store: ArtifactStore, tag: str) -> Descriptor:
+    """Push the built data set under the tag; the same bytes give the same digest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir())}
+    config = {
+        "name": manifest["name"],
+        "splits": {
+            split: {"samples": part["samples"], "shards": len(part["shards"])}
+            for split, part in manifest["splits"].items()
+        },
+        "styles": sorted(manifest["styles"]),
+        "licences": manifest["licences"],
+        "languages": manifest["languages"],
+        "size": manifest["size"],
+        "contentDigest": manifest["digest"],
+    }
+    return store.push(ArtifactKind.DATASET, files, config=config, tag=tag)
