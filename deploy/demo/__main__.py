@@ -1,0 +1,173 @@
+"""The whole loop on one machine, told on the terminal: python deploy/demo --help (or `make demo`)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import BelvedereError
+from belvedere_platform.store import connect
+from control import Control
+from narration import Narrator
+from report import write_report
+from rich.console import Console
+from story import CHAPTERS, Demo
+from timeline import Timeline
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny training budgets, the same steps (make demo QUICK=1)"
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave everything running at the end (make demo KEEP=1); `make down` stops it",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "build" / "demo", help="where the report and the state go"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="port of the gateway")
+    parser.add_argument("--bench", type=Path, help="also write the figures as a benchmark to this file")
+    return parser.parse_args()
+
+
+async def tell(options: argparse.Namespace, console: Console) -> None:
+    """Bring the control plane up, tell the chapters, write the report."""
+    output: Path = options.output
+    home = output / "home"
+    narrator = Narrator(console=console)
+    environment = {
+        "BELVEDERE_HOME": str(home),
+        "BELVEDERE_STORE": f"sqlite:///{home}/store.db",
+        "BELVEDERE_ARTIFACTS": f"file://{home}/artifacts",
+    }
+    os.environ.update(environment)
+    started = False
+    traffic = None
+    recorder: asyncio.Task[None] | None = None
+    store = None
+    try:
+        with narrator.chapter("Bring the control plane up"):
+            started = True
+            await run_visibly(["belvedere", "up", "--home", str(home), "--gateway-port", str(options.port)], narrator)
+        store = connect(environment["BELVEDERE_STORE"])
+        control = Control(home=home, store=store, narrator=narrator, environment=environment)
+        demo = Demo(
+            control=control,
+            artifacts=ArtifactStore(environment["BELVEDERE_ARTIFACTS"]),
+            output=output,
+            address=f"127.0.0.1:{options.port}",
+            quick=options.quick,
+            timeline=Timeline(store=store, name="emoji"),
+        )
+        recorder = asyncio.create_task(demo.timeline.record())
+        for title, chapter in CHAPTERS:
+            with narrator.chapter(title):
+                await chapter(demo)
+            if traffic is None and demo.samples:
+                traffic = demo.traffic = await start_traffic(demo)
+        demo.report["url"] = f"http://{demo.address}"
+        demo.report["backend"] = "rayServe"
+        with narrator.chapter("Report"):
+            write_report(demo, narrator, options.bench)
+    finally:
+        if recorder is not None:
+            recorder.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await recorder
+        if traffic is not None and traffic.returncode is None:
+            assert traffic.stdin is not None
+            traffic.stdin.close()
+            try:
+                await asyncio.wait_for(traffic.wait(), 15)
+            except TimeoutError:
+                traffic.kill()
+        if store is not None:
+            await store.close()
+        if started and not (options.keep and sys.exc_info()[0] is None):
+            await run_visibly(["belvedere", "down", "--home", str(home)], narrator)
+    if options.keep:
+        console.print(
+            f"\nRunning: gateway http://127.0.0.1:{options.port}. Look around with\n"
+            f"  export BELVEDERE_HOME={home}\n  belvedere get modelservices\n  belvedere rollout history emoji\n  belvedere lineage emoji\n"
+            f"  belvedere infer text 'a red apple' --url http://127.0.0.1:{options.port}\nand stop it with  make down"
+        )
+    console.print(f"\nReport: {output / 'report.html'} and {output / 'report.json'}")
+
+
+async def run_visibly(words: list[str], narrator: Narrator) -> None:
+    """Run a command with its output on the terminal. Raises BelvedereError when it fails."""
+    narrator.command(words)
+    process = await asyncio.create_subprocess_exec(*words)
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        process.send_signal(signal.SIGINT)
+        await process.wait()
+        raise
+    if code:
+        raise BelvedereError(f"`{' '.join(words)}` ended with exit code {code}")
+
+
+async def start_traffic(demo: Demo) -> asyncio.subprocess.Process:
+    """Start the client process; it sends nothing until told a rate."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).parent / "traffic.py"),
+        *(
+            "--address",
+            demo.address,
+            "--samples",
+            str(demo.output / "traffic-samples.jsonl"),
+            "--output",
+            str(demo.requests_file),
+        ),
+        stdin=asyncio.subprocess.PIPE,
+    )
+
+
+def main() -> int:
+    options = arguments()
+    console = Console(highlight=False)
+    os.chdir(ROOT)
+    if (options.output / "home").exists():
+        # What a demo that was killed left behind is stopped and cleared first: the story starts from nothing.
+        import subprocess
+
+        subprocess.run(
+            ["belvedere", "down", "--home", str(options.output / "home")],
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        shutil.rmtree(options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    runner = asyncio.Runner()
+    try:
+        with runner:
+            runner.run(tell(options, console))
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted: everything was stopped[/]")
+        return 130
+    except BelvedereError as error:
+        console.print(f"[red]{error}[/]")
+        return error.exit_code
+    console.print(f"[bold green]done in {time.monotonic() - begin:.0f} s[/]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
