@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -28,10 +29,8 @@ class Timeline:
     async def record(self) -> None:
         """Sample until cancelled."""
         while True:
-            try:
+            with contextlib.suppress(NotFound):
                 self.observe(await self.store.get(MODEL_SERVICE, self.name, "default"))
-            except NotFound:
-                pass
             await asyncio.sleep(0.5)
 
     def observe(self, manifest: Manifest) -> None:
