@@ -18,7 +18,7 @@ class Evidence:
     safe: Mapping[str, float] = field(default_factory=dict)
     abort_at: float = 20.0
     promote_at: float = 20.0
-    totals: Totals = Totals()
+    totals: Totals = field(default_factory=Totals)
 
     @property
     def harmful(self) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ class Bets:
     harm: Wealth
     ratio: Wealth = ()
     budget: Wealth = ()
-    dispersion: Dispersion = Dispersion()
+    dispersion: Dispersion = field(default_factory=Dispersion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class JudgeState:
     """All that must be kept between looks. `plan` tells whether the wealth still belongs to the present gates."""
 
     plan: JudgePlan
-    totals: Totals = Totals()
+    totals: Totals = field(default_factory=Totals)
     errors: Bets | None = None
     edges: Mapping[float, Bets] = field(default_factory=dict)
     shadow: Mapping[str, Bets] = field(default_factory=dict)

@@ -30,8 +30,8 @@ class Agreement:
 class Observation:
     """One look: both sides, and the comparison of their answers by V2 model."""
 
-    stable: Counts = Counts()
-    candidate: Counts = Counts()
+    stable: Counts = field(default_factory=Counts)
+    candidate: Counts = field(default_factory=Counts)
     shadow: Mapping[str, Agreement] = field(default_factory=dict)
 
 

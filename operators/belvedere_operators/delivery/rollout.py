@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from belvedere_operators.delivery.evidence import Evidence
@@ -73,7 +73,7 @@ class State:
     deadline_seconds: float
     progress: Progress
     replicas: Replicas
-    evidence: Evidence = Evidence()
+    evidence: Evidence = field(default_factory=Evidence)
     metrics_problem: str | None = None
     alerts: Sequence[Alert] = ()
     paused: bool = False
@@ -128,7 +128,7 @@ Decision = Hold | SetWeight | Promote | Abort | Pause
 
 def decide(state: State) -> Decision:
     """Return the decision: a person's word first, then what protects clients, then what moves forward."""
-    for rule in (_asked, _harm, _alarm, _paused, _unroutable, _late, _blind, _unprepared, _advance):
+    for rule in (_asked, _harm, _alarm, _unroutable, _paused, _late, _unprepared, _blind, _advance):
         decision = rule(state)
         if decision is not None:
             return decision
@@ -197,7 +197,7 @@ def _late(state: State) -> Decision | None:
 
 
 def _blind(state: State) -> Decision | None:
-    if state.metrics_problem and state.progress.step is not None:
+    if state.metrics_problem:
         return Hold(reason=state.metrics_problem, signal="metrics")
     for alert in state.alerts:
         if alert.action == "hold":
