@@ -1,16 +1,24 @@
-"""The controllers, one for each kind that is ours. A new one adds its line to `controllers`."""
+"""The controllers, one package a duty: each gathers, decides (pure), applies and writes its status."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from belvedere_operators.controllers.context import Context
-    from belvedere_operators.runtime import Runnable
+from belvedere_operators.controllers.context import ControllerContext, ControllerSettings, Images
+from belvedere_operators.runtime import Controller
+
+DUTIES = ("trainingrun", "modelversion", "engine", "modelservice", "endpoints")
+Make = Callable[[ControllerContext], Controller]
 
 
-def controllers(context: Context) -> list[Runnable]:
-    """Return everything that reconciles, ready to run."""
-    from belvedere_operators.controllers.modelservice.controller import model_service_controller
+def controllers(context: ControllerContext) -> list[Controller]:
+    """Return every controller, not yet running. Each duty's package has `controller(context)`."""
+    made: list[Controller] = []
+    for duty in DUTIES:
+        make: Make = importlib.import_module(f"{__name__}.{duty}").controller
+        made.append(make(context))
+    return made
 
-    return [model_service_controller(context)]
+
+__all__ = ["DUTIES", "ControllerContext", "ControllerSettings", "Images", "controllers"]

@@ -1,52 +1,81 @@
-"""What every controller is given: the store, the caches, the clock, and how this installation is set up."""
+"""What every controller is given: the store, its caches, the clock, the artifacts, and the settings of this installation."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
-from belvedere_platform.store import ObjectStore
+import httpx
 
 from belvedere_operators.runtime import Caches, Clock
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.artifacts.layout import canonical
+from belvedere_platform.store import ObjectStore
+
+_TOOLCHAIN_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How this installation is set up. The same names as the options of `belvedere operator`."""
+class Images:
+    """Container images of the children; processes on one machine ignore them."""
+
+    trainer: str = "belvedere/trainer"
+    engine: str = "belvedere/engine"
+    server: str = "belvedere/server"
+    gateway: str = "belvedere/gateway"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerSettings:
+    """What the installation decides. `environment` goes into every child, with BELVEDERE_INSTANCE."""
 
     instance: str
     artifacts_url: str
     store_url: str
-    home: str = ""
-    namespace: str | None = None
-    """The one namespace to act on; None for all."""
-    prometheus_url: str = "http://127.0.0.1:9090"
-    alerts_secret: str = ""
-    """Bearer secret that Alertmanager sends to the webhook."""
-    gateway_url: str | None = None
-    """Where clients reach the gateway; shown in status."""
-    image: str = "belvedere:dev"
-    cluster_cpus: float | None = None
-    """CPUs that replicas may use; None when the cluster does not say."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """More environment for every child."""
+    home: str | None = None
+    prometheus_url: str | None = None
+    images: Images = Images()
+    ray_version: str = "2.60.0"
+    toolchain: Mapping[str, str] = field(default_factory=lambda: installed_toolchain())
 
-    def child_environment(self) -> dict[str, str]:
-        """Return the environment that the control plane puts into every child (architecture part 2)."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return the environment that every child gets."""
         given = {
             "BELVEDERE_ARTIFACTS": self.artifacts_url,
             "BELVEDERE_STORE": self.store_url,
-            "BELVEDERE_HOME": self.home,
             "BELVEDERE_INSTANCE": self.instance,
         }
-        return {**{name: value for name, value in given.items() if value}, **self.environment}
+        return given if self.home is None else given | {"BELVEDERE_HOME": self.home}
+
+    @property
+    def toolchain_digest(self) -> str:
+        """Return eight hexadecimal digits that change when engines would be built by other versions."""
+        return hashlib.sha256(canonical(dict(self.toolchain))).hexdigest()[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """Handed to `controllers()`."""
+class ControllerContext:
+    """One per control plane."""
 
     store: ObjectStore
     caches: Caches
     clock: Clock
-    settings: Settings
+    artifacts: ArtifactStore
+    http: httpx.AsyncClient
+    settings: ControllerSettings
+    log: logging.Logger = logging.getLogger("belvedere.controllers")
+
+
+def installed_toolchain() -> dict[str, str]:
+    """Return the versions of what builds engines, as far as it is installed beside the control plane."""
+    found: dict[str, str] = {}
+    for name in _TOOLCHAIN_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
