@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import BelvedereError
 from belvedere_platform.store import connect
 from control import Control
 from narration import Narrator
 from report import write_report
-from rich.console import Console
 from story import CHAPTERS, Demo
 from timeline import Timeline
 

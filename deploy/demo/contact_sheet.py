@@ -10,6 +10,7 @@ import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from PIL import Image, ImageDraw, ImageFont
+
 from samples import Sample
 
 BATCH = 16

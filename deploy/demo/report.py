@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
 from benchmark import demo_results, write_benchmark
 
 if TYPE_CHECKING:
