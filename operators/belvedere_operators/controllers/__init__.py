@@ -1,24 +1,16 @@
-"""The controllers, one package a duty: each gathers, decides (pure), applies and writes its status."""
+"""The controllers, one for each kind that is ours. A new one adds its line to `controllers`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from belvedere_operators.controllers.context import ControllerContext, ControllerSettings, Images
-from belvedere_operators.runtime import Controller
-
-DUTIES = ("trainingrun", "modelversion", "engine", "modelservice", "endpoints")
-Make = Callable[[ControllerContext], Controller]
+if TYPE_CHECKING:
+    from belvedere_operators.controllers.context import Context
+    from belvedere_operators.runtime import Runnable
 
 
-def controllers(context: ControllerContext) -> list[Controller]:
-    """Return every controller, not yet running. Each duty's package has `controller(context)`."""
-    made: list[Controller] = []
-    for duty in DUTIES:
-        make: Make = importlib.import_module(f"{__name__}.{duty}").controller
-        made.append(make(context))
-    return made
+def controllers(context: Context) -> list[Runnable]:
+    """Return everything that reconciles, ready to run."""
+    from belvedere_operators.controllers.modelservice.controller import model_service_controller
 
-
-__all__ = ["DUTIES", "ControllerContext", "ControllerSettings", "Images", "controllers"]
+    return [model_service_controller(context)]

@@ -1,11 +1,11 @@
-"""What every controller is given: the store, its caches, the clock, the artifacts, and the settings of this installation."""
+"""What every controller is given: the store, the caches, the clock, and how this installation is set up."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 
 import httpx
@@ -15,59 +15,68 @@ from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.artifacts.layout import canonical
 from belvedere_platform.store import ObjectStore
 
-_TOOLCHAIN_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
-    """Container images of the children; processes on one machine ignore them."""
-
-    trainer: str = "belvedere/trainer"
-    engine: str = "belvedere/engine"
-    server: str = "belvedere/server"
-    gateway: str = "belvedere/gateway"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ControllerSettings:
-    """What the installation decides. `environment` goes into every child, with BELVEDERE_INSTANCE."""
+class Settings:
+    """How this installation is set up. The same names as the options of `belvedere operator`."""
 
     instance: str
     artifacts_url: str
     store_url: str
-    home: str | None = None
-    prometheus_url: str | None = None
-    images: Images = Images()
-    ray_version: str = "2.60.0"
-    toolchain: Mapping[str, str] = field(default_factory=lambda: installed_toolchain())
+    home: str = ""
+    namespace: str | None = None
+    """The one namespace to act on; None for all."""
+    prometheus_url: str = "http://127.0.0.1:9090"
+    alerts_secret: str = ""
+    """Bearer secret that Alertmanager sends to the webhook."""
+    gateway_url: str | None = None
+    """Where clients reach the gateway; shown in status."""
+    image: str = "belvedere:dev"
+    cluster_cpus: float | None = None
+    """CPUs that replicas may use; None when the cluster does not say."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """More environment for every child."""
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Return the environment that every child gets."""
-        given = {
-            "BELVEDERE_ARTIFACTS": self.artifacts_url,
-            "BELVEDERE_STORE": self.store_url,
-            "BELVEDERE_INSTANCE": self.instance,
-        }
-        return given if self.home is None else given | {"BELVEDERE_HOME": self.home}
+    toolchain: Mapping[str, str] = field(default_factory=lambda: installed_toolchain())
+    """Versions of what builds engines; part of an engine's key, so that another toolchain builds anew."""
 
     @property
     def toolchain_digest(self) -> str:
         """Return eight hexadecimal digits that change when engines would be built by other versions."""
         return hashlib.sha256(canonical(dict(self.toolchain))).hexdigest()[:8]
 
+    def child_environment(self) -> dict[str, str]:
+        """Return the environment that the control plane puts into every child (architecture part 2)."""
+        given = {
+            "BELVEDERE_ARTIFACTS": self.artifacts_url,
+            "BELVEDERE_STORE": self.store_url,
+            "BELVEDERE_HOME": self.home,
+            "BELVEDERE_INSTANCE": self.instance,
+        }
+        return {**{name: value for name, value in given.items() if value}, **self.environment}
+
 
 @dataclass(frozen=True, kw_only=True)
-class ControllerContext:
-    """One per control plane."""
+class Context:
+    """Handed to `controllers()`."""
 
     store: ObjectStore
     caches: Caches
     clock: Clock
-    artifacts: ArtifactStore
-    http: httpx.AsyncClient
-    settings: ControllerSettings
-    log: logging.Logger = logging.getLogger("belvedere.controllers")
+    settings: Settings
+
+    @cached_property
+    def artifacts(self) -> ArtifactStore:
+        """Return the artifact store of the installation."""
+        return ArtifactStore(self.settings.artifacts_url)
+
+    @cached_property
+    def http(self) -> httpx.AsyncClient:
+        """Return the client for Prometheus and the Ray dashboards; whoever runs the control plane closes it."""
+        return httpx.AsyncClient(timeout=httpx.Timeout(5.0, connect=2.0), trust_env=False)
+
+
+_TOOLCHAIN_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
 
 
 def installed_toolchain() -> dict[str, str]:
