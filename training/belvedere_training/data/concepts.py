@@ -17,10 +17,33 @@ HELD_OUT_SHARE = 0.1
 LARGEST_HELD_OUT_FAMILY = 24  # a larger family would make the tenth depend on one draw
 
 _PERSON_WORDS = frozenset(
-    "man men woman women person people boy girl boys girls child baby adult mr mrs mx santa older elderly male female deaf".split()
+    [
+        "man",
+        "men",
+        "woman",
+        "women",
+        "person",
+        "people",
+        "boy",
+        "girl",
+        "boys",
+        "girls",
+        "child",
+        "baby",
+        "adult",
+        "mr",
+        "mrs",
+        "mx",
+        "santa",
+        "older",
+        "elderly",
+        "male",
+        "female",
+        "deaf",
+    ]
 )
 # Heads that say nothing of what is drawn: the whole phrase is the family then.
-_GENERIC_HEADS = frozenset("face button sign symbol mark hand hands worker and in of".split())
+_GENERIC_HEADS = frozenset(["face", "button", "sign", "symbol", "mark", "hand", "hands", "worker", "and", "in", "of"])
 _SHORTCODES = ("joypixels", "github", "iamcal", "cldr", "emojibase")
 
 

@@ -65,6 +65,8 @@ def read_shard(path: Path) -> Iterator[Sample]:
                     yield Sample(key=key, png=data, record=record)
                     record = None
     except (tarfile.TarError, ValueError) as error:
-        raise CorruptData(f"shard {path.name} is not a whole tar of samples (after {key or 'its start'}): {error}") from error
+        raise CorruptData(
+            f"shard {path.name} is not a whole tar of samples (after {key or 'its start'}): {error}"
+        ) from error
     if not count:
         raise CorruptData(f"shard {path.name} holds no sample: build the data set again (belvedere data build emoji)")

@@ -1,0 +1,59 @@
+"""Random views of pictures and texts, drawn for the whole batch so that workers agree on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from belvedere_training.data.corpus import normalise
+from belvedere_training.model.text import PAD_ID
+
+# B batch, S picture edge, T tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How far views go. Angles in radians, shifts as a share of the edge."""
+
+    rotation: float = 0.175
+    smallest: float = 0.7
+    largest: float = 1.2
+    shift: float = 0.2
+    brightness: float = 0.3
+    colour_shift: float = 0.15
+    grey_share: float = 0.15
+    word_dropout: float = 0.1
+
+
+def views(pixels_B3SS: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice) -> Tensor:
+    """Return augmented, normalised pictures of these rows of the batch; what leaves the frame shows white."""
+    count = len(pixels_B3SS)
+    draw_B10 = torch.rand(count, 10, generator=generator)[rows]
+    own_B3SS = pixels_B3SS[rows]
+    size = own_B3SS.shape[-1]
+    angle_B = (draw_B10[:, 0] - 0.5) * 2 * setting.rotation
+    ratio_B = 1 / (setting.smallest + draw_B10[:, 1] * (setting.largest - setting.smallest))
+    affine_B23 = torch.zeros(len(own_B3SS), 2, 3)
+    affine_B23[:, 0, 0] = affine_B23[:, 1, 1] = torch.cos(angle_B) * ratio_B
+    affine_B23[:, 1, 0] = torch.sin(angle_B) * ratio_B
+    affine_B23[:, 0, 1] = -affine_B23[:, 1, 0]
+    affine_B23[:, :, 2] = (draw_B10[:, 2:4] - 0.5) * 2 * setting.shift
+    grid_BSS2 = functional.affine_grid(affine_B23, (len(own_B3SS), 3, size, size), align_corners=False)
+    white = 1.0  # sampling pads with zeros, so white is moved there and back
+    moved_B3SS = functional.grid_sample(normalise(own_B3SS) - white, grid_BSS2, align_corners=False) + white
+    gain_B111 = (1 + (draw_B10[:, 4] - 0.5) * 2 * setting.brightness)[:, None, None, None]
+    tint_B311 = ((draw_B10[:, 5:8] - 0.5) * 2 * setting.colour_shift)[:, :, None, None]
+    lit_B3SS = moved_B3SS * gain_B111 + tint_B311
+    grey_B111 = (draw_B10[:, 8] < setting.grey_share)[:, None, None, None]
+    mixed = torch.where(grey_B111, lit_B3SS.mean(1, keepdim=True).expand_as(lit_B3SS), lit_B3SS)
+    return mixed.contiguous(memory_format=torch.channels_last)
+
+
+def drop_words(tokens_BT: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice) -> Tensor:
+    """Return the rows with some tokens (never the first two) replaced by padding, which the text tower skips."""
+    dropped_BT = torch.rand(tokens_BT.shape, generator=generator) < setting.word_dropout
+    dropped_BT[:, :2] = False
+    return tokens_BT.masked_fill(dropped_BT, PAD_ID)[rows]

@@ -1,0 +1,1 @@
+"""How good a model is: retrieval recall on what was held out."""

@@ -1,0 +1,54 @@
+"""The tokenizer: byte-level BPE, learned on training captions and tags alone; Chinese characters stay single."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+
+from belvedere_training.model.text import PAD_ID
+
+SPECIAL = ("<pad>", "<start>")
+# Han characters, one by one: the corpus is too small to learn which of them form words.
+_HAN = Regex(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+def learn(texts: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
+    """Return a tokenizer of at most vocab_size entries, that pads and cuts to the context length.
+
+    Byte-level BPE: Radford et al. 2019, section 2.2; nothing is out of its vocabulary and decoding gives the text back.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_HAN, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A", special_tokens=[("<start>", 1)])
+    tokenizer.enable_truncation(context_length)
+    tokenizer.enable_padding(pad_id=PAD_ID, pad_token=SPECIAL[0], length=context_length)
+    return tokenizer
+
+
+def load(path: Path) -> Tokenizer:
+    """Return the tokenizer that was saved as tokenizer.json."""
+    return Tokenizer.from_file(str(path))
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False) -> Tensor:
+    """Return token ids [n, context length]; with trim, as long as the longest text only (the padding has no effect)."""
+    tokens_BT = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(texts))], dtype=torch.long)
+    return tokens_BT[:, : int((tokens_BT != PAD_ID).sum(1).max())] if trim else tokens_BT

@@ -1,0 +1,69 @@
+"""A convolutional vision tower that is cheap on CPU cores and on small pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from belvedere_training.model.config import VisionConfig
+from belvedere_training.model.tower import Encoded
+
+# B batch, C channels, H and W rows and columns of the grid, T = H * W tokens, D width
+
+
+def _conv_norm(num_in: int, num_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(num_in, num_out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(num_out))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut. He et al. 2016 (arXiv:1512.03385), fig. 2; batch norm as in fig. 2 there."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = _conv_norm(num_in, num_out, 3, stride)
+        self.second = _conv_norm(num_out, num_out, 3)
+        same = stride == 1 and num_in == num_out
+        self.shortcut = nn.Identity() if same else _conv_norm(num_in, num_out, 1, stride)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the block's output on the (strided) grid."""
+        return torch.relu(self.second(torch.relu(self.first(x_BCHW))) + self.shortcut(x_BCHW))
+
+
+def silent_block(width: int) -> ResidualBlock:
+    """Return a block that passes its (non-negative) input on unchanged: the last norm scales by zero.
+
+    Goyal et al. 2017 (arXiv:1706.02677), section 5.1, start residual branches this way.
+    """
+    block = ResidualBlock(width, width)
+    norm = block.second[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.zeros_(norm.weight)
+    return block
+
+
+class ConvTower(nn.Module):
+    """Stem and residual stages, each halving the grid; the pooled vector keeps where things are."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        stages: list[nn.Module] = [_conv_norm(3, config.stem_width, 5, 2), nn.ReLU()]
+        width = config.stem_width
+        for stage_width, num_blocks in zip(config.widths, config.blocks, strict=True):
+            stages.append(ResidualBlock(width, stage_width, 2))
+            stages.extend(ResidualBlock(stage_width, stage_width) for _ in range(num_blocks - 1))
+            stages.extend(silent_block(stage_width) for _ in range(config.deepen))
+            width = stage_width
+        self.stages = nn.Sequential(*stages)
+        grid = config.image_size // config.stride
+        self.pool = nn.Linear(width * grid * grid, config.pooled_width)
+        self.token_width = width
+        self.pooled_width = config.pooled_width
+
+    def encode(self, batch: Tensor) -> Encoded:
+        """Return the grid as tokens and its pooled vector. batch: normalised pixels [B, 3, S, S]."""
+        grid_BCHW = self.stages(batch)
+        tokens_BTD = grid_BCHW.flatten(2).transpose(1, 2)
+        valid_BT = torch.ones(tokens_BTD.shape[:2], dtype=torch.bool, device=batch.device)
+        return Encoded(tokens_BTD, valid_BT, self.pool(grid_BCHW.flatten(1)))

@@ -1,0 +1,1 @@
+"""Training objectives: contrast between modalities, and compatibility with a parent model."""

@@ -1,0 +1,50 @@
+"""Turn what a user wrote into a settings object, or say in one sentence what is wrong with it and what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from belvedere_platform.errors import InvalidInput
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def parse(kind: type[Settings], data: Mapping[str, Any], *, where: str) -> Settings:
+    """Return the settings; InvalidInput names every wrong field, its value, and the nearest right key."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise InvalidInput("; ".join(_sentence(kind, problem, where) for problem in error.errors())) from error
+
+
+def _sentence(kind: type[BaseModel], problem: Mapping[str, Any], where: str) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_at(kind, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
+        return f"{where}: {path} is not a known key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: {path} is missing"
+    return f"{where}: {path} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _keys_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Return the keys that are allowed at this place, as the user writes them."""
+    for part in location:
+        field = next((f for name, f in kind.model_fields.items() if part in (name, f.alias)), None)
+        inner = [] if field is None else [a for a in _types(field.annotation) if issubclass(a, BaseModel)]
+        if not inner:
+            return []
+        kind = inner[0]
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _types(annotation: Any) -> list[type]:
+    if isinstance(annotation, type):
+        return [annotation]
+    return [found for argument in getattr(annotation, "__args__", ()) for found in _types(argument)]
