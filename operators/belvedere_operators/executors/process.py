@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from belvedere_platform.errors import CorruptData, InvalidInput, Unavailable
-
 from belvedere_operators.executors.identity import (
     PROCESS_VARIABLE,
     Identity,
     find_members,
     wait_gone,
 )
+from belvedere_platform.errors import CorruptData, InvalidInput, Unavailable
 
 LOG_LIMIT_BYTES = 16 * 2**20
 
@@ -36,12 +35,12 @@ LOG_LIMIT_BYTES = 16 * 2**20
 # `wait` returns early when a trapped signal arrives, hence the loop: only a child that is gone ends it.
 SUPERVISOR = r"""
 slot=$1; directory=$2; shift 2
+cd "$directory" || exit 111
 stat=$(cat /proc/$$/stat) || exit 111
 set -f; rest=${stat##*) }
 start=$(set -- $rest; shift 19; echo "$1")
 { printf '%s %s\n' "$$" "$start" > "$slot/identity.part" && mv "$slot/identity.part" "$slot/identity"; } || exit 111
 set +f
-cd "$directory" || exit 111
 trap : HUP INT TERM
 echo started; exec 1>&2
 "$@" </dev/null &
@@ -65,6 +64,8 @@ class Command:
     log: Path
     fingerprint: str = ""
     owner: str = ""
+    failures: int = 0
+    """How many attempts in a row ended too soon; kept here so that the backoff survives the control plane."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class Attempt:
     started_at: float
     fingerprint: str
     owner: str
+    failures: int
     log: str
 
 
@@ -139,6 +141,7 @@ class Slot:
                 started_at=now,
                 fingerprint=command.fingerprint,
                 owner=command.owner,
+                failures=command.failures,
                 log=str(command.log),
             )
             write_atomically(self.directory / "attempt", json.dumps(asdict(attempt)).encode())
