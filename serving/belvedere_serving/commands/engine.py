@@ -1,0 +1,81 @@
+"""`belvedere engine`: build engines, time them, serve one without a control plane."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from belvedere_platform.cli.options import artifact_store, artifacts_option, verbose_option
+
+
+@click.group()
+def engine() -> None:
+    """Compile models, compare them with their source, time them."""
+
+
+def _print(result: dict[str, Any]) -> None:
+    click.echo(json.dumps(result, indent=2))
+
+
+@engine.command()
+@click.option("--model-digest", required=True, metavar="DIGEST", help="model artifact: a digest or a tag")
+@click.option("--runtime", type=click.Choice(["onnxruntime"]), default="onnxruntime", show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
+@click.option(
+    "--parity-cosine-minimum",
+    type=click.FloatRange(-1, 1),
+    default=0.98,
+    show_default=True,
+    help="smallest cosine allowed between an embedding of the engine and of the model",
+)
+@click.option(
+    "--parity-top1-minimum",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="share of texts that must find the same picture first",
+)
+@click.option("--tag", default=None, help="one more tag for the engine artifact")
+@artifacts_option
+@verbose_option
+def build(
+    model_digest: str,
+    runtime: str,
+    precision: str,
+    parity_cosine_minimum: float,
+    parity_top1_minimum: float,
+    tag: str | None,
+) -> None:
+    """Build an engine, or find the one built before, and print its figures as JSON.
+
+    The engine is pushed whether or not parity holds; `passed` in the result and the figures in its config say so.
+    """
+    from belvedere_platform.resources.engine import EngineTarget, ParityGate
+    from belvedere_serving.engines.build import build as build_engine
+
+    started = time.monotonic()
+
+    def say(message: str) -> None:
+        click.echo(f"[{time.monotonic() - started:6.1f} s] {message}", err=True)
+
+    target = EngineTarget.model_validate({"runtime": runtime, "precision": precision})
+    gate = ParityGate(cosine_minimum=parity_cosine_minimum, top1_agreement_minimum=parity_top1_minimum)
+    result = build_engine(artifact_store(), model_digest, target, gate, tag=tag, say=say)
+    say(f"{'reused' if result.reused else 'built'} {result.digest}; parity {'held' if result.passed else 'failed'}")
+    _print(result.as_json())
+
+
+@engine.command()
+@click.argument("digest")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=7, show_default=True)
+@click.option("--repeats", type=click.IntRange(1, 10_000), default=50, show_default=True, help="single runs a round")
+@artifacts_option
+@verbose_option
+def bench(digest: str, rounds: int, repeats: int) -> None:
+    """Time an engine for one input beside its model in torch, and print the figures as JSON."""
+    from belvedere_serving.engines.bench import bench as bench_engine
+
+    _print(bench_engine(artifact_store(), digest, rounds=rounds, repeats=repeats))

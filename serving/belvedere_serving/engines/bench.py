@@ -1,0 +1,34 @@
+"""Times an engine that is in the store, beside the model it came from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_serving.engines import measure
+from belvedere_serving.engines.build import TOWERS, one_torch_thread
+from belvedere_serving.engines.device import this_device
+from belvedere_serving.engines.runtime import OnnxRuntime
+from belvedere_serving.engines.source import TorchRuntime, check_source, read_held_out
+
+
+def bench(store: ArtifactStore, reference: str, *, rounds: int = 7, repeats: int = 50) -> dict[str, Any]:
+    """Return the latency of each tower for one input, engine and torch in alternating rounds, one thread each."""
+    config, digest = store.config(reference), store.resolve(reference).digest
+    with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as scratch, one_torch_thread():
+        engine = store.pull(digest, Path(scratch, "engine"))
+        model = store.pull(config["modelDigest"], Path(scratch, "model"))
+        check_source(model, config["modelDigest"])
+        runtime = OnnxRuntime({tower: engine / f"{tower}.onnx" for tower in TOWERS})
+        torch, held_out = TorchRuntime(model), read_held_out(model)
+        reports = {
+            tower: measure.latency(runtime, torch, tower, held_out[tower].array, rounds=rounds, repeats=repeats)
+            for tower in TOWERS
+        }
+    return {
+        "digest": digest,
+        "device": str(this_device()),
+        "latency": {tower: report.model_dump(by_alias=True) for tower, report in reports.items()},
+    }

@@ -1,0 +1,62 @@
+"""What an engine was built on and with: both decide whether it can be reused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from belvedere_serving.engines.export import OPSET
+
+BUILD_REVISION = 1
+"""Raised when this package builds another engine from the same model with the same libraries."""
+_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A processor: its name, and the instruction sets that decide how fast small integers are."""
+
+    name: str
+    features: tuple[str, ...]
+
+    @property
+    def has_vnni(self) -> bool:
+        """Whether 8-bit products are summed in 32 bits."""
+        return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(self.features))
+
+    def __str__(self) -> str:
+        return f"cpu: {self.name} ({', '.join(self.features) or 'no vector extensions known'})"
+
+
+def parse_cpuinfo(text: str, machine: str) -> Device:
+    """Return the device that /proc/cpuinfo describes."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return Device(fields.get("model name") or machine, tuple(feature for feature in _TELLING if feature in flags))
+
+
+def this_device() -> Device:
+    """Return the processor of this machine."""
+    path = Path("/proc/cpuinfo")
+    return parse_cpuinfo(path.read_text() if path.exists() else "", platform.machine())
+
+
+def toolchain() -> dict[str, str]:
+    """Return the versions of what builds engines."""
+    libraries = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    return {**libraries, "opset": str(OPSET), "revision": str(BUILD_REVISION)}
+
+
+def engine_tag(model_digest: str, runtime: str, precision: str, tools: Mapping[str, str], device: Device) -> str:
+    """Return the name under which an engine with the same content would be found."""
+    made_with = json.dumps([dict(tools), str(device)], sort_keys=True).encode()
+    short = model_digest.removeprefix("sha256:")[:12]
+    return f"engines/{short}-{runtime}-{precision}-{hashlib.sha256(made_with).hexdigest()[:8]}"

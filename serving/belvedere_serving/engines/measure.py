@@ -1,0 +1,115 @@
+"""How near an engine is to its source, and how fast it is beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from belvedere_platform.protocol import EMBED_TEXT, EMBEDDING
+from belvedere_platform.resources.engine import LatencyReport, ParityGate, ParityReport
+from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays, Runtime
+
+# N inputs, E embedding.
+Embeddings = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The source model's answers to the held-out inputs of both towers."""
+
+    texts_NE: Embeddings
+    images_NE: Embeddings
+
+
+def cosines(a_NE: Embeddings, b_NE: Embeddings) -> npt.NDArray[np.float64]:
+    """Return the cosine of each row with the same row of the other. A zero or broken vector has cosine -1."""
+    a, b = a_NE.astype(np.float64), b_NE.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.einsum("ne,ne->n", a, b) / norms
+    return np.where(np.isfinite(values), np.clip(values, -1.0, 1.0), -1.0)
+
+
+def top1_agreement(source: Source, texts_NE: Embeddings, images_NE: Embeddings) -> float:
+    """Return the share of texts for which both models find the same picture first."""
+    expected = (source.texts_NE @ source.images_NE.T).argmax(axis=1)
+    got = (texts_NE @ images_NE.T).argmax(axis=1)
+    return float((expected == got).mean())
+
+
+def parity(tower: str, source: Source, engine_NE: Embeddings) -> ParityReport:
+    """Return how near one tower of the engine is, the other tower being the source's."""
+    is_text = tower == EMBED_TEXT
+    values = cosines(source.texts_NE if is_text else source.images_NE, engine_NE)
+    texts, images = (engine_NE, source.images_NE) if is_text else (source.texts_NE, engine_NE)
+    return ParityReport(
+        cosine_min=round(float(values.min()), 8),
+        cosine_mean=round(float(values.mean()), 8),
+        top1_agreement=top1_agreement(source, texts, images),
+        samples=len(values),
+    )
+
+
+def holds(report: ParityReport, gate: ParityGate) -> bool:
+    """Whether an engine is near enough."""
+    return report.cosine_min >= gate.cosine_minimum and report.top1_agreement >= gate.top1_agreement_minimum
+
+
+def embed(runtime: Runtime, tower: str, inputs: npt.NDArray[Any], *, batch: int = 64) -> Embeddings:
+    """Return the embeddings of all inputs."""
+    name = TOWER_INPUT[tower]
+    parts = [
+        runtime.run(tower, {name: inputs[start : start + batch]})[EMBEDDING] for start in range(0, len(inputs), batch)
+    ]
+    return np.concatenate(parts)
+
+
+def milliseconds(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the time of each single run. The candidates take turns, so that a busy machine is as busy for all."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            for _ in range(repeats):
+                started = clock()
+                run()
+                if number > 0:  # the first round warms up
+                    taken[name].append(1000 * (clock() - started))
+    return {name: np.array(values) for name, values in taken.items()}
+
+
+def one_by_one(runtime: Runtime, tower: str, inputs: npt.NDArray[Any]) -> Callable[[], object]:
+    """Return a function that runs the next single input on each call."""
+    singles: Sequence[Arrays] = [{TOWER_INPUT[tower]: inputs[row : row + 1]} for row in range(min(len(inputs), 32))]
+    turn = 0
+
+    def run() -> object:
+        nonlocal turn
+        turn += 1
+        return runtime.run(tower, singles[turn % len(singles)])
+
+    return run
+
+
+def latency(
+    engine: Runtime, torch: Runtime, tower: str, inputs: npt.NDArray[Any], *, rounds: int = 7, repeats: int = 20
+) -> LatencyReport:
+    """Return the time for one input, engine and torch in alternating rounds."""
+    runs = {"engine": one_by_one(engine, tower, inputs), "torch": one_by_one(torch, tower, inputs)}
+    taken = milliseconds(runs, rounds=rounds, repeats=repeats)
+    p50, p95 = (float(np.percentile(taken["engine"], q)) for q in (50, 95))
+    return LatencyReport(
+        p50_milliseconds=round(p50, 4),
+        p95_milliseconds=round(p95, 4),
+        torch_p50_milliseconds=round(float(np.median(taken["torch"])), 4),
+    )

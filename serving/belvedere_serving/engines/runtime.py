@@ -1,0 +1,54 @@
+"""What a runtime can do, and what runs an engine with ONNX Runtime. OpenVINO, TensorRT and Triton join as further classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from belvedere_platform.errors import CorruptData
+from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+TOWER_INPUT = {EMBED_TEXT: "tokens", EMBED_IMAGE: "pixels"}
+"""The array each tower takes; all answer with EMBEDDING."""
+
+
+class Runtime(Protocol):
+    """Runs the towers of one model."""
+
+    def run(self, model_name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs for a batch. Whatever a runtime raises, the batch has no answer."""
+        ...
+
+
+class OnnxRuntime:
+    """Runs `NAME.onnx` files on the CPU, one session each."""
+
+    def __init__(self, files: Mapping[str, Path], *, threads: int = 1) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # A waiting thread that spins takes the core of a replica beside it.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4
+        try:
+            self._sessions = {
+                name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                for name, path in files.items()
+            }
+        except Exception as error:
+            raise CorruptData(f"ONNX Runtime cannot load {', '.join(map(str, files.values()))}: {error}") from error
+
+    def run(self, model_name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs for a batch."""
+        (embedding,) = self._sessions[model_name].run([EMBEDDING], dict(arrays))
+        return {EMBEDDING: embedding}
+
+    def dimension(self, model_name: str) -> int:
+        """Return the length of the model's embeddings."""
+        return int(self._sessions[model_name].get_outputs()[0].shape[-1])
