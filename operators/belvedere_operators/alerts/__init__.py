@@ -1,0 +1,1 @@
+"""Alerts: the burn-rate rules of a ModelService, and the webhook that hears them."""
