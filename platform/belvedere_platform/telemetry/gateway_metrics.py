@@ -73,14 +73,14 @@ TAG_RULES: tuple[tuple[str, str | None], ...] = (
 """Envoy stats tags: a name with the rule that finds it, or the name of one of Envoy's own."""
 
 KEPT_STATS = (
-    r"^cluster\.(?:[^/]+/[^/]+/[^/]+/(?:http|grpc)|xds|shadow_tap)\."
+    r"cluster\.(?:[^/]+/[^/]+/[^/]+/(?:http|grpc)|xds|shadow_tap)\."
     r"(?:upstream_rq_(?:\dxx|completed|time|active|timeout|total|retry|retry_overflow|pending_overflow|rx_reset|tx_reset)"
     r"|upstream_cx_(?:active|total|connect_fail|connect_timeout)|membership_(?:healthy|total)"
-    r"|grpc\.\d+|outlier_detection\.ejections_(?:active|enforced_total))$"
-    r"|^http\.gateway\.(?:downstream_rq_|downstream_cx_(?:active|total)$)"
-    r"|^(?:server\.(?:live|uptime|memory_|concurrency|total_connections)|cluster_manager\.|listener_manager\.|control_plane\.)"
+    r"|grpc\.\d+|outlier_detection\.ejections_(?:active|enforced_total))"
+    r"|http\.gateway\.downstream_(?:rq_.*|cx_active|cx_total)"
+    r"|(?:server\.(?:live|uptime|memory_|concurrency|total_connections)|cluster_manager\.|listener_manager\.|control_plane\.).*"
 )
-"""RE2: the statistics that Envoy keeps; all others are not even made, so a scrape stays small with many versions."""
+"""RE2, for whole names: the statistics that Envoy keeps; all others are not even made, so a scrape stays small with many versions."""
 
 
 def _selector(namespace: str, service: str, *more: str) -> str:
