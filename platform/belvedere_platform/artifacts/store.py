@@ -198,6 +198,17 @@ class ArtifactStore:
             raise CorruptBlob(where=self.url, name=name, expected=digest, got=got)
         return content
 
+    def verify(self, reference: str) -> Descriptor:
+        """Read every byte of an artifact and return it. Raises ArtifactNotFound or CorruptBlob."""
+        descriptor = self.resolve(reference)
+        named = [(entry.name, entry.digest) for entry in descriptor.files]
+        for name, digest in (*named, ("the config", descriptor.config_digest)):
+            got = self._hash(_blob_path(digest))
+            if got != digest:
+                missing = "(the blob is missing)"
+                raise CorruptBlob(where=self.url, name=f"{name} of {reference}", expected=digest, got=got or missing)
+        return descriptor
+
     def pull(self, reference: str, into: Path) -> Path:
         """Put the files into a directory and return it. Files that are there and right are kept, so a broken pull goes on.
 

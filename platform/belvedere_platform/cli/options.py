@@ -149,9 +149,9 @@ def settings(context: click.Context | None = None) -> Settings:
 @contextlib.asynccontextmanager
 async def object_store() -> AsyncIterator[ObjectStore]:
     """Open the object store that the options name, for the time of a with block."""
-    from belvedere_platform.store.opening import open_store
+    from belvedere_platform.store.connect import connect
 
-    store = await open_store(settings().store_url)
+    store = connect(settings().store_url)
     try:
         yield store
     finally:

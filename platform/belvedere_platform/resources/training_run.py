@@ -159,7 +159,8 @@ class TrainingRun(Resource):
     conditions = {
         "Accepted": "Accepted, DatasetNotFound, ParentNotFound, ParentNotReady, VersionExists",
         "CapacityAvailable": "Fits, WaitingForCapacity",
-        "Ready": "Published, Pending, Training, Evaluating, GateFailed, JobFailed, Suspended",
+        "ProgressKnown": "Reported, NoSeriesYet, MetricsUnavailable",
+        "Ready": "Published, Pending, Training, Evaluating, GateFailed, JobFailed, Suspended, VersionExists",
     }
 
     kind: Literal["TrainingRun"]

@@ -1,0 +1,118 @@
+"""Reconcile Engines: gather, decide, apply, status."""
+
+from __future__ import annotations
+
+import asyncio
+
+from belvedere_operators.controllers.context import Context
+from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
+from belvedere_operators.controllers.status import write_status
+from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
+from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Watched, find_condition, owner_keys
+from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob
+from belvedere_platform.resources.engine import Engine
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_VERSION
+
+FIELD_MANAGER = "belvedere-engine"
+
+
+async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
+    """Read everything about an engine; None when it is gone."""
+    manifest = context.caches.of(ENGINE).get(key)
+    if manifest is None:
+        return None
+    engine = Engine.model_validate(manifest)
+    version = context.caches.of(MODEL_VERSION).get(Key(key.namespace, engine.spec.model_version))
+    model_digest = version["spec"]["digest"] if version is not None else None
+    tag, built, unreadable = None, None, None
+    if model_digest is not None:
+        tag = engine_tag(engine.spec, model_digest=model_digest, toolchain_digest=context.settings.toolchain_digest)
+        built, unreadable = await asyncio.to_thread(_built, context.artifacts, tag)
+    return manifest, State(
+        engine=engine,
+        now=context.clock(),
+        image=context.settings.image,
+        environment=context.settings.child_environment(),
+        tag=tag,
+        model_digest=model_digest,
+        version_ready=version is not None and _ready(version),
+        job=_job(context.caches.of(JOB).get(Key(key.namespace, engine_job_name(key.name)))),
+        built=built,
+        unreadable=unreadable,
+    )
+
+
+def _ready(version: Manifest) -> bool:
+    conditions = version.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def _built(artifacts: ArtifactStore, tag: str) -> tuple[Built | None, str | None]:
+    try:
+        descriptor = artifacts.resolve(tag)
+        return parse_built(descriptor.digest, descriptor.size_bytes, artifacts.config(descriptor.digest)), None
+    except ArtifactNotFound:
+        return None, None
+    except (CorruptBlob, ValueError) as error:
+        return None, str(error)
+
+
+def _job(manifest: Manifest | None) -> BuildJob | None:
+    if manifest is None:
+        return None
+    status = manifest.get("status", {})
+    conditions = {one["type"]: one for one in status.get("conditions", []) if one["status"] == "True"}
+    failed = conditions.get("Failed")
+    return BuildJob(
+        name=manifest["metadata"]["name"],
+        succeeded="Complete" in conditions or status.get("succeeded", 0) > 0,
+        failed=failed is not None,
+        message=(failed or {}).get("message", ""),
+    )
+
+
+class EngineReconciler:
+    """Joins the four steps for one engine."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
+
+    async def reconcile(self, key: Key) -> After | None:
+        """Bring one engine a step further."""
+        gathered = await gather(self._context, key)
+        if gathered is None:
+            return None
+        manifest, state = gathered
+        decision = decide(state)
+        for child in decision.children:
+            await self._context.store.apply(child, field_manager=FIELD_MANAGER)
+        before = state.engine.status.conditions if state.engine.status is not None else ()
+        if await write_status(self._context.store, manifest, decision.status, field_manager=FIELD_MANAGER):
+            ready, was = find_condition(decision.status.conditions, "Ready"), find_condition(before, "Ready")
+            if ready is not None and (was is None or was.reason != ready.reason):
+                refused = ready.reason in ("ParityFailed", "LatencyBudgetExceeded", "BuildFailed")
+                await self._events.record(manifest, "Warning" if refused else "Normal", ready.reason, ready.message)
+        return None if decision.after_seconds is None else After(decision.after_seconds)
+
+
+def engine_controller(context: Context) -> Controller:
+    """Return the controller of Engines."""
+
+    def engines_of(version: Manifest) -> list[Key]:
+        namespace = version["metadata"]["namespace"]
+        return [
+            Key(namespace, engine["metadata"]["name"])
+            for engine in context.caches.of(ENGINE).list(namespace)
+            if engine["spec"]["modelVersion"] == version["metadata"]["name"]
+        ]
+
+    return Controller(
+        name="engine",
+        kind=ENGINE,
+        reconcile=EngineReconciler(context).reconcile,
+        caches=context.caches,
+        clock=context.clock,
+        watched=(Watched(kind=JOB, keys=owner_keys(ENGINE)), Watched(kind=MODEL_VERSION, keys=engines_of)),
+    )

@@ -1,0 +1,1 @@
+"""ModelVersion: Ready when its artifact is there and whole."""

@@ -1,0 +1,1 @@
+"""TrainingRun: becomes RayJobs, one an attempt, and a ModelVersion when its gates hold."""

@@ -1,0 +1,85 @@
+"""Reconcile TrainingRuns: gather, decide, apply, status."""
+
+from __future__ import annotations
+
+import asyncio
+
+from belvedere_operators.controllers.context import Context
+from belvedere_operators.controllers.status import write_status
+from belvedere_operators.controllers.trainingrun.decide import Decision, decide
+from belvedere_operators.controllers.trainingrun.state import gather
+from belvedere_operators.manifests.rayjob import RUN_LABEL
+from belvedere_operators.runtime import (
+    After,
+    Controller,
+    EventRecorder,
+    Key,
+    Watched,
+    label_keys,
+)
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
+
+FIELD_MANAGER = "belvedere-trainingrun"
+
+
+class TrainingRunReconciler:
+    """Joins the four steps for one run."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
+
+    async def reconcile(self, key: Key) -> After | None:
+        """Bring one run a step further."""
+        gathered = await gather(self._context, key)
+        if gathered is None:
+            return None
+        manifest, state = gathered
+        decision = decide(state)
+        await self._apply(decision)
+        await self._report(manifest, decision)
+        return None if decision.after_seconds is None else After(decision.after_seconds)
+
+    async def _apply(self, decision: Decision) -> None:
+        # The tag comes before the ModelVersion: whoever sees the version finds its artifact by name.
+        for digest, tag in decision.tags:
+            await asyncio.to_thread(self._context.artifacts.tag, digest, tag)
+        for child in decision.children:
+            await self._context.store.apply(child, field_manager=FIELD_MANAGER)
+
+    async def _report(self, manifest: Manifest, decision: Decision) -> None:
+        changed = await write_status(self._context.store, manifest, decision.status, field_manager=FIELD_MANAGER)
+        if changed:
+            for one in decision.happenings:
+                await self._events.record(manifest, one.type, one.reason, one.message)
+
+
+def training_run_controller(context: Context) -> Controller:
+    """Return the controller of TrainingRuns."""
+
+    def waiting_for_version(version: Manifest) -> list[Key]:
+        namespace = version["metadata"]["namespace"]
+        return [
+            Key(namespace, run["metadata"]["name"])
+            for run in context.caches.of(TRAINING_RUN).list(namespace)
+            if version["metadata"]["name"]
+            in (
+                run["spec"].get("version"),
+                run["metadata"]["name"],
+                run["spec"].get("initializeFrom", {}).get("modelVersion"),
+            )
+        ]
+
+    return Controller(
+        name="trainingrun",
+        kind=TRAINING_RUN,
+        reconcile=TrainingRunReconciler(context).reconcile,
+        caches=context.caches,
+        clock=context.clock,
+        watched=(
+            Watched(kind=RAY_JOB, keys=label_keys(RUN_LABEL)),
+            Watched(kind=MODEL_VERSION, keys=waiting_for_version),
+        ),
+        workers=2,
+    )

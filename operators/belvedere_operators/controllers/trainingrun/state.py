@@ -1,0 +1,199 @@
+"""What the TrainingRun controller knows when it decides: read here, in one place, and frozen."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from belvedere_operators.controllers.context import Context
+from belvedere_operators.controllers.trainingrun.progress import Reading, read_progress
+from belvedere_operators.manifests.rayjob import ATTEMPT_ANNOTATION, DATA_ANNOTATION, PARENT_ANNOTATION, RUN_LABEL
+from belvedere_operators.runtime import Key, parse_timestamp
+from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore
+from belvedere_platform.resources.training_run import TrainingRun
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
+
+FINAL_JOB_STATUSES = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One RayJob of the run, as its status says."""
+
+    number: int
+    name: str
+    data_digest: str
+    parent_digest: str | None
+    suspended: bool
+    job_status: str = ""
+    deployment_status: str = ""
+    message: str = ""
+    end_time: datetime | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the entrypoint ended well."""
+        return self.job_status == "SUCCEEDED"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise, or never could start."""
+        return self.job_status in ("FAILED", "STOPPED") or (self.deployment_status == "Failed" and not self.succeeded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """The version that training starts from."""
+
+    digest: str
+    ready: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A ModelVersion that has the name this run publishes under."""
+
+    digest: str
+    training_run: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The model artifact that the last attempt left."""
+
+    digest: str
+    metrics: Mapping[str, float]
+    config_digest: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything `decide` looks at."""
+
+    run: TrainingRun
+    now: datetime
+    image: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    data_digest: str | None = None
+    parent: Parent | None = None
+    published: Published | None = None
+    attempts: tuple[Attempt, ...] = ()
+    trained: Trained | None = None
+    reading: Reading | None = None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return the run's metadata."""
+        return self.run.metadata
+
+    @property
+    def version(self) -> str:
+        """Return the name of the ModelVersion that the run publishes."""
+        return self.run.spec.version or str(self.metadata["name"])
+
+    @property
+    def last(self) -> Attempt | None:
+        """Return the newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+
+def run_tag(metadata: Mapping[str, Any], attempt: int) -> str:
+    """Return the tag under which an attempt leaves its model."""
+    return f"runs/{metadata['namespace']}/{metadata['name']}/{attempt}"
+
+
+async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
+    """Read everything about a run; None when the run is gone."""
+    manifest = context.caches.of(TRAINING_RUN).get(key)
+    if manifest is None:
+        return None
+    run = TrainingRun.model_validate(manifest)
+    attempts = tuple(sorted(_attempts(context, key), key=lambda attempt: attempt.number))
+    last = attempts[-1] if attempts else None
+    finished = run.status is not None and run.status.phase == "Succeeded"
+    trained = None
+    if last is not None and last.succeeded and not finished:
+        trained = await asyncio.to_thread(_trained, context.artifacts, run_tag(run.metadata, last.number))
+    reading = None
+    if last is not None and not finished and last.job_status not in FINAL_JOB_STATUSES:
+        reading = await read_progress(context.http, context.settings.prometheus_url, key)
+    return manifest, State(
+        run=run,
+        now=context.clock(),
+        image=context.settings.image,
+        environment=context.settings.child_environment(),
+        data_digest=await asyncio.to_thread(_data_digest, context.artifacts, run.spec.data.dataset),
+        parent=_parent(context, run, key),
+        published=_published(context, run, key),
+        attempts=attempts,
+        trained=trained,
+        reading=reading,
+    )
+
+
+def _attempts(context: Context, key: Key) -> list[Attempt]:
+    return [
+        _attempt(manifest)
+        for manifest in context.caches.of(RAY_JOB).list(key.namespace)
+        if manifest["metadata"].get("labels", {}).get(RUN_LABEL) == key.name
+    ]
+
+
+def _attempt(manifest: Manifest) -> Attempt:
+    metadata, status = manifest["metadata"], manifest.get("status", {})
+    annotations = metadata["annotations"]
+    end_time = status.get("endTime")
+    return Attempt(
+        number=int(annotations[ATTEMPT_ANNOTATION]),
+        name=metadata["name"],
+        data_digest=annotations[DATA_ANNOTATION],
+        parent_digest=annotations.get(PARENT_ANNOTATION),
+        suspended=bool(manifest["spec"].get("suspend")),
+        job_status=status.get("jobStatus") or "",
+        deployment_status=status.get("jobDeploymentStatus") or "",
+        message=status.get("message") or "",
+        end_time=parse_timestamp(end_time) if end_time else None,
+    )
+
+
+def _data_digest(artifacts: ArtifactStore, dataset: str) -> str | None:
+    try:
+        return artifacts.resolve(dataset if dataset.startswith("sha256:") else f"datasets/{dataset}").digest
+    except ArtifactNotFound:
+        return None
+
+
+def _trained(artifacts: ArtifactStore, tag: str) -> Trained | None:
+    try:
+        digest = artifacts.resolve(tag).digest
+    except ArtifactNotFound:
+        return None
+    config = artifacts.config(digest)
+    return Trained(
+        digest=digest,
+        metrics={name: float(value) for name, value in config.get("metrics", {}).items()},
+        config_digest=config.get("lineage", {}).get("configDigest"),
+    )
+
+
+def _parent(context: Context, run: TrainingRun, key: Key) -> Parent | None:
+    if run.spec.initialize_from is None:
+        return None
+    manifest = context.caches.of(MODEL_VERSION).get(Key(key.namespace, run.spec.initialize_from.model_version))
+    if manifest is None:
+        return None
+    conditions = manifest.get("status", {}).get("conditions", [])
+    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return Parent(digest=manifest["spec"]["digest"], ready=ready)
+
+
+def _published(context: Context, run: TrainingRun, key: Key) -> Published | None:
+    manifest = context.caches.of(MODEL_VERSION).get(Key(key.namespace, run.spec.version or key.name))
+    if manifest is None:
+        return None
+    spec = manifest["spec"]
+    return Published(digest=spec["digest"], training_run=spec.get("lineage", {}).get("trainingRun"))

@@ -1,0 +1,1 @@
+"""The child manifests that controllers write, as pure functions."""

@@ -1,0 +1,85 @@
+"""The Job that builds an Engine: `belvedere engine build` with everything it must know on its command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from belvedere_platform.resources.engine import EngineSpec
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import ENGINE, JOB
+
+VERSION_LABEL = "belvedere.dev/version"
+ENGINE_LABEL = "belvedere.dev/engine"
+
+
+def engine_job_name(engine: str) -> str:
+    """Return the name of the Job that builds an Engine."""
+    return f"{engine}-build"
+
+
+def engine_tag(spec: EngineSpec, *, model_digest: str, toolchain_digest: str) -> str:
+    """Return the tag of the engine artifact: everything that decides its bytes, so equal keys share one engine."""
+    model = model_digest.removeprefix("sha256:")[:12]
+    return f"engines/{model}-{spec.target.runtime}-{spec.target.precision}-{toolchain_digest}"
+
+
+def engine_job(
+    spec: EngineSpec,
+    *,
+    metadata: Mapping[str, Any],
+    model_digest: str,
+    tag: str,
+    environment: Mapping[str, str],
+    image: str,
+) -> Manifest:
+    """Return the Job that builds an Engine and pushes it under the tag."""
+    arguments = [
+        *("engine", "build"),
+        *("--model-digest", model_digest),
+        *("--runtime", spec.target.runtime),
+        *("--precision", spec.target.precision),
+        *("--parity-cosine-minimum", f"{spec.parity.cosine_minimum:g}"),
+        *("--parity-top1-minimum", f"{spec.parity.top1_agreement_minimum:g}"),
+        *("--tag", tag),
+    ]
+    labels = {
+        ENGINE_LABEL: metadata["name"],
+        VERSION_LABEL: spec.model_version,
+        "app.kubernetes.io/managed-by": "belvedere",
+    }
+    container = {
+        "name": "build",
+        "image": image,
+        "command": ["belvedere"],
+        "args": arguments,
+        "env": [{"name": key, "value": value} for key, value in sorted(environment.items())],
+    }
+    return {
+        "apiVersion": JOB.api_version,
+        "kind": JOB.kind,
+        "metadata": {
+            "name": engine_job_name(metadata["name"]),
+            "namespace": metadata["namespace"],
+            "labels": labels,
+            "ownerReferences": [_owner(metadata)],
+        },
+        "spec": {
+            "backoffLimit": 1,
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"restartPolicy": "Never", "containers": [container]},
+            },
+        },
+    }
+
+
+def _owner(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": ENGINE.api_version,
+        "kind": ENGINE.kind,
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
