@@ -125,7 +125,7 @@ class Rollout(Part):
     ] = 60
     cel: ClassVar = (
         CelRule(
-            rule="self.steps.all(i, s, i == 0 || s.weight > self.steps[i - 1].weight)",
+            rule="self.steps.map(s, s.weight).isSorted() && self.steps.all(s, self.steps.exists_one(t, t.weight == s.weight))",
             message="rollout.steps: each weight must be greater than the one before it",
         ),
     )

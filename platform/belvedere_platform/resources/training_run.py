@@ -122,7 +122,7 @@ class GateResult(Part):
 
     metric: str
     minimum: float
-    value: float | None
+    value: float | None = None
     passed: bool
 
 

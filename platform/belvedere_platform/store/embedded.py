@@ -9,8 +9,10 @@ from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from belvedere_platform.errors import Conflict, InvalidInput, NotFound
+from belvedere_platform.resources import validation
 from belvedere_platform.store import admission, records
 from belvedere_platform.store.database import Database, transaction
 from belvedere_platform.store.deletion import Deletion
@@ -21,6 +23,7 @@ from belvedere_platform.store.records import Record
 from belvedere_platform.store.watching import Pulse, watch_events
 
 BOOKMARK_SECONDS = 30.0
+T = TypeVar("T")
 
 
 def _now() -> datetime:
@@ -93,13 +96,13 @@ class EmbeddedStore:
 
     async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:
         """Create the object or merge the fields given. Raises Conflict and InvalidInput."""
-        return await self._database.write(
+        return await self._write(
             lambda connection: self._apply(connection, manifest, field_manager, force=force, status=False)
         )
 
     async def apply_status(self, manifest: Manifest, *, field_manager: str) -> Manifest:
         """Apply `status` alone. Raises NotFound, Conflict and InvalidInput."""
-        return await self._database.write(
+        return await self._write(
             lambda connection: self._apply(connection, manifest, field_manager, force=True, status=True)
         )
 
@@ -123,12 +126,17 @@ class EmbeddedStore:
                 _check_version(record, resource_version)
                 self._deletion(connection).delete(record, propagation)
 
-        await self._database.write(act)
+        await self._write(act)
 
     async def close(self) -> None:
         """End the watches and close the file."""
         self._pulse.stop()
         await self._database.close()
+
+    async def _write(self, action: Callable[[sqlite3.Connection], T]) -> T:
+        result = await self._database.write(action)
+        self._pulse.nudge()
+        return result
 
     def _deletion(self, connection: sqlite3.Connection) -> Deletion:
         return Deletion(connection, clock=self._clock, events_kept=self._events_kept)
@@ -190,7 +198,7 @@ class EmbeddedStore:
         after, owned_after = apply_fields(
             before_manifest, config, owned=owned, manager=f"{manager}:{'status' if status else ''}", force=force
         )
-        after = self._admitted(after, None if before is None else before.manifest, kind)
+        after = _admitted(after, None if before is None else before.manifest)
         record = Record(
             kind=records.kind_key(kind),
             namespace=namespace,
@@ -213,19 +221,19 @@ class EmbeddedStore:
             metadata["generation"] = 1
         return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
 
-    def _admitted(self, after: Manifest, before: Manifest | None, kind: Kind) -> Manifest:
-        """Return the object with its defaults. Raises InvalidInput for one that its schema refuses."""
-        deleting = before is not None and before["metadata"].get("deletionTimestamp")
-        if before is not None and deleting:
-            added = set(after["metadata"].get("finalizers", ())) - set(before["metadata"].get("finalizers", ()))
-            if added:
-                raise InvalidInput(f"metadata.finalizers adds {sorted(added)[0]} to an object that is being deleted")
-        return after
-
 
 def field_manager_is_valid(manager: str) -> bool:
     """Return whether a field manager's name is one that Kubernetes takes too."""
     return 0 < len(manager) <= 128 and manager.isprintable() and ":" not in manager
+
+
+def _admitted(after: Manifest, before: Manifest | None) -> Manifest:
+    """Return the object with its defaults. Raises InvalidInput for one that its schema refuses."""
+    if before is not None and before["metadata"].get("deletionTimestamp"):
+        added = set(after["metadata"].get("finalizers", ())) - set(before["metadata"].get("finalizers", ()))
+        if added:
+            raise InvalidInput(f"metadata.finalizers adds {sorted(added)[0]} to an object that is being deleted")
+    return validation.admit(after, before)
 
 
 def _check_version(record: Record, resource_version: str | None) -> None:

@@ -44,6 +44,12 @@ class Pulse:
             if not self._waiting:
                 self.stop()
 
+    def nudge(self) -> None:
+        """Look now, because this process has just written."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._look()
+
     def stop(self) -> None:
         """Look no more, and wake everyone."""
         if self._timer is not None:

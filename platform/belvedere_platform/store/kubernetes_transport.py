@@ -1,0 +1,199 @@
+"""Requests to a Kubernetes API server: who we are there, and what its refusals mean to a user.
+
+The official client brings the host, the certificates and the credentials; objects stay plain dicts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+from kubernetes.aio.config.config_exception import ConfigException
+
+from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, Unavailable
+
+REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
+# The server ends each watch sooner than this, so one that is silent for longer has lost its connection.
+WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
+SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+_UNAUTHORIZED = 401
+
+
+class Transport:
+    """One authenticated connection pool. Credentials are read at the first request, and again when they have expired."""
+
+    def __init__(self, *, kubeconfig: str | None, context: str | None, environment: Mapping[str, str]) -> None:
+        self._kubeconfig = kubeconfig
+        self._context = context
+        self._environment = environment
+        self._client: client.ApiClient | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = "application/json",
+    ) -> dict[str, Any]:
+        """Return the object answered. Raises what `refusal` makes of an error."""
+        headers = {"Content-Type": content_type}
+        async with self._answer(method, path, query or {}, headers, body, REQUEST_TIMEOUT) as response:
+            answer: dict[str, Any] = json.loads(await response.read())
+            return answer
+
+    @asynccontextmanager
+    async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Give the lines of an answer that goes on and on."""
+        async with self._answer("GET", path, query, {}, None, WATCH_TIMEOUT) as response:
+            yield _lines(response.content)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        self._closed = True
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: dict[str, str],
+        body: Mapping[str, Any] | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        try:
+            response = await self._send(method, path, query, headers, body, limits)
+            async with response:
+                if response.status >= 400:
+                    raise refusal(response.status, await response.read(), path)
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            reason = str(error) or "no answer in time"
+            raise Unavailable(f"the API server does not answer {method} {path}: {reason}") from error
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        headers: dict[str, str],
+        body: Mapping[str, Any] | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        for attempt in (1, 2):
+            api = await self._open()
+            request = await api.param_serialize(
+                method,
+                path,
+                query_params=list(query.items()),
+                header_params={"Accept": "application/json", **headers},
+                body=body,
+                auth_settings=["BearerToken"],
+            )
+            answer = await api.call_api(*request, _request_timeout=limits)
+            response: aiohttp.ClientResponse = answer.response
+            if response.status != _UNAUTHORIZED or attempt == 2:
+                return response
+            # A token from a plugin lives for minutes; asking the plugin again is all that is needed.
+            response.release()
+            await self._forget(api)
+        raise AssertionError("the second attempt returns")
+
+    async def _open(self) -> client.ApiClient:
+        async with self._opening:
+            if self._closed:
+                raise Unavailable("the connection to the API server is closed")
+            api = self._client or client.ApiClient(await self._configuration())
+            self._client = api
+            return api
+
+    async def _forget(self, api: client.ApiClient) -> None:
+        """Let the next request read the credentials anew. Watches of the old pool end and are taken up again."""
+        if self._client is api:
+            self._client = None
+            await api.close()
+
+    async def _configuration(self) -> client.Configuration:
+        # 0 is no limit: each watch holds a connection of its own for as long as it lasts.
+        configuration = client.Configuration(connection_pool_maxsize=0)
+        path = kubeconfig_path(self._kubeconfig, self._environment)
+        try:
+            if path is None:
+                config.load_incluster_config(configuration)
+            else:
+                await config.load_kube_config(
+                    str(path), context=self._context, client_configuration=configuration, persist_config=False
+                )
+        except (ConfigException, OSError) as error:
+            raise InvalidInput(f"the kubeconfig {path or 'of this pod'} cannot be used: {error}") from error
+        return configuration
+
+
+def kubeconfig_path(given: str | None, environment: Mapping[str, str]) -> str | None:
+    """Return the kubeconfig to use: the one given, that of KUBECONFIG, none inside a pod, else ~/.kube/config."""
+    path = given or environment.get("KUBECONFIG")
+    if not path and environment.get("KUBERNETES_SERVICE_HOST") and SERVICE_ACCOUNT_TOKEN.exists():
+        return None
+    path = path or str(Path(environment.get("HOME", "~")).expanduser() / ".kube" / "config")
+    # KUBECONFIG may name several files, as for kubectl.
+    if not any(Path(part).expanduser().is_file() for part in path.split(":") if part):
+        raise InvalidInput(
+            f"the kubeconfig {path} does not exist: name one with KUBECONFIG or kubernetes://?kubeconfig=PATH"
+        )
+    return path
+
+
+def refusal(status: int, body: bytes, path: str) -> BelvedereError:
+    """Return the error for an answer of the API server, with the server's own message: it names the field."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = {}
+    if not isinstance(answer, dict) or answer.get("kind") != "Status":
+        answer = {"message": body.decode(errors="replace").strip()[:500]}
+    return refusal_of(status, answer, path)
+
+
+def refusal_of(status: int, answer: Mapping[str, Any], path: str) -> BelvedereError:
+    """Return the error for a Status object."""
+    message = str(answer.get("message") or f"status {status}")
+    details = answer.get("details") or {}
+    causes = {cause.get("reason") for cause in details.get("causes") or ()}
+    if status == 410 or "ResourceVersionTooLarge" in causes:
+        return Gone(f"{message}: list again")
+    if status == 404 and details.get("name"):
+        return NotFound(message)
+    if status == 404:
+        return Unavailable(f"the cluster does not know {path}: install the resource definition it belongs to")
+    if status == 409:
+        return Conflict(message)
+    if status in (400, 405, 406, 413, 415, 422):
+        return InvalidInput(message)
+    if status in (_UNAUTHORIZED, 403):
+        return Unavailable(f"the API server refuses {path}: {message}; check the credentials and their roles")
+    return Unavailable(f"the API server answers {path} with {status}: {message}")
+
+
+async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    # Not readline: it fails on lines beyond its buffer, and an object may be as large as etcd allows.
+    pending = bytearray()
+    async for chunk in stream.iter_any():
+        pending += chunk
+        if b"\n" in chunk:
+            *complete, rest = bytes(pending).split(b"\n")
+            pending = bytearray(rest)
+            for line in complete:
+                yield line
