@@ -1,4 +1,4 @@
-"""The controllers, one for each kind that is ours. A new one adds its line to `controllers`."""
+"""The controllers, one for each duty. A new one adds its line to `controllers`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ if TYPE_CHECKING:
 
 def controllers(context: Context) -> list[Runnable]:
     """Return everything that reconciles, ready to run."""
+    from belvedere_operators.controllers.endpoints.controller import endpoints_controller
+    from belvedere_operators.controllers.engine.controller import engine_controller
     from belvedere_operators.controllers.modelservice.controller import model_service_controller
+    from belvedere_operators.controllers.modelversion.controller import model_version_controller
+    from belvedere_operators.controllers.trainingrun.controller import training_run_controller
 
-    return [model_service_controller(context)]
+    return [
+        training_run_controller(context),
+        model_version_controller(context),
+        engine_controller(context),
+        model_service_controller(context),
+        endpoints_controller(context),
+    ]

@@ -123,8 +123,9 @@ class ModelVersionReconciler:
         decision = decide(state)
         if await write_status(self._context.store, manifest, decision.status, field_manager=FIELD_MANAGER):
             ready = decision.status.conditions[-1]
-            kind = "Normal" if ready.status == "True" else "Warning"
-            await self._events.record(manifest, kind, ready.reason, ready.message)
+            await self._events.record(
+                manifest, "Normal" if ready.status == "True" else "Warning", ready.reason, ready.message
+            )
         return After(decision.after_seconds)
 
 

@@ -1,0 +1,81 @@
+"""Reconcile the EndpointSlices of RayServices, about once a second while one is up."""
+
+from __future__ import annotations
+
+import logging
+
+from belvedere_operators.controllers.context import Context
+from belvedere_operators.controllers.endpoints.dashboard import Dashboards, application_names, dashboard_address
+from belvedere_operators.controllers.endpoints.decide import RAY_SERVICE_LABEL, SERVICE_LABEL, Decision, decide
+from belvedere_operators.controllers.endpoints.replicas import replicas_of
+from belvedere_operators.runtime import After, Controller, Key, Watched, label_keys
+from belvedere_platform.errors import NotFound, Unavailable
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
+
+log = logging.getLogger(__name__)
+
+FIELD_MANAGER = "belvedere-endpoints"
+POLL_SECONDS = 1.0
+
+
+class EndpointsReconciler:
+    """Joins the steps for one RayService."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._dashboards = Dashboards(context.http, context.clock)
+        self._silent: set[Key] = set()
+
+    async def reconcile(self, key: Key) -> After | None:
+        """Make the slices of one RayService what its replicas are now. Owner references remove them with it."""
+        ray_service = self._context.caches.of(RAY_SERVICE).get(key)
+        if ray_service is None or SERVICE_LABEL not in ray_service["metadata"].get("labels", {}):
+            self._silent.discard(key)
+            return None
+        decision = await self._decide(key, ray_service)
+        if decision is not None:
+            await self._apply(key, decision)
+        return After(POLL_SECONDS)
+
+    async def _decide(self, key: Key, ray_service: Manifest) -> Decision | None:
+        address = dashboard_address(ray_service)
+        if address is None:
+            return None
+        try:
+            details = await self._dashboards.serve_details(address)
+        except Unavailable as error:
+            # Replicas answer without their dashboard: what is known stays, and Envoy finds out what is dead.
+            if key not in self._silent:
+                log.warning("the replicas of RayService %s cannot be seen: %s", key, error)
+            self._silent.add(key)
+            return None
+        self._silent.discard(key)
+        existing = [
+            one
+            for one in self._context.caches.of(ENDPOINT_SLICE).list(key.namespace)
+            if one["metadata"].get("labels", {}).get(RAY_SERVICE_LABEL) == key.name
+        ]
+        return decide(ray_service, replicas_of(details, application_names(ray_service)), existing)
+
+    async def _apply(self, key: Key, decision: Decision) -> None:
+        for one in decision.apply:
+            await self._context.store.apply(one, field_manager=FIELD_MANAGER)
+        for name in decision.remove:
+            try:
+                await self._context.store.delete(ENDPOINT_SLICE, name, key.namespace)
+            except NotFound:
+                continue
+
+
+def endpoints_controller(context: Context) -> Controller:
+    """Return the controller of the replicas' addresses."""
+    return Controller(
+        name="endpoints",
+        kind=RAY_SERVICE,
+        reconcile=EndpointsReconciler(context).reconcile,
+        caches=context.caches,
+        clock=context.clock,
+        watched=(Watched(kind=ENDPOINT_SLICE, keys=label_keys(RAY_SERVICE_LABEL)),),
+        workers=4,
+    )

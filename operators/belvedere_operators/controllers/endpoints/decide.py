@@ -1,0 +1,102 @@
+"""Decide which EndpointSlices a RayService should have. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from belvedere_operators.controllers.endpoints.replicas import Replica
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import ENDPOINT_SLICE
+
+SERVICE_LABEL = "belvedere.dev/service"
+VERSION_LABEL = "belvedere.dev/version"
+RAY_SERVICE_LABEL = "belvedere.dev/ray-service"
+REPLICA_ANNOTATION = "belvedere.dev/replica"
+PREFIX_ANNOTATION = "belvedere.dev/http-path-prefix"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Slices to write and names of slices to remove."""
+
+    apply: tuple[Manifest, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+def slice_name(ray_service: str, replica_id: str) -> str:
+    """Return the name of a replica's EndpointSlice."""
+    return f"{ray_service}-{hashlib.sha256(replica_id.encode()).hexdigest()[:10]}"
+
+
+def decide(ray_service: Manifest, replicas: Iterable[Replica], existing: Iterable[Manifest]) -> Decision:
+    """Return what must change so that each replica that can be reached has one slice."""
+    metadata = ray_service["metadata"]
+    before = {one["metadata"]["name"]: one for one in existing}
+    wanted: dict[str, Manifest] = {}
+    for replica in replicas:
+        name = slice_name(metadata["name"], replica.replica_id)
+        ports = _ports(replica, before.get(name))
+        if ports:
+            wanted[name] = endpoint_slice(metadata, name, replica, ports)
+    changed = tuple(one for name, one in sorted(wanted.items()) if not _same(one, before.get(name)))
+    return Decision(apply=changed, remove=tuple(sorted(set(before) - set(wanted))))
+
+
+def _ports(replica: Replica, before: Manifest | None) -> list[dict[str, Any]]:
+    given = {"http": replica.http_port, "grpc": replica.grpc_port}
+    if replica.terminating and before is not None:
+        # Serve stops naming the ports of a replica that drains, but it listens until its requests are answered.
+        given |= {port["name"]: port["port"] for port in before["ports"] if given.get(port["name"]) is None}
+    return [{"name": name, "port": port, "protocol": "TCP"} for name, port in given.items() if port is not None]
+
+
+def endpoint_slice(metadata: Mapping[str, Any], name: str, replica: Replica, ports: list[dict[str, Any]]) -> Manifest:
+    """Return the EndpointSlice of one replica."""
+    labels = {key: value for key, value in metadata.get("labels", {}).items() if key.startswith("belvedere.dev/")}
+    annotations = {REPLICA_ANNOTATION: replica.replica_id}
+    if replica.path_prefix != "/":
+        annotations[PREFIX_ANNOTATION] = replica.path_prefix
+    return {
+        "apiVersion": ENDPOINT_SLICE.api_version,
+        "kind": ENDPOINT_SLICE.kind,
+        "metadata": {
+            "name": name,
+            "namespace": metadata["namespace"],
+            "labels": {
+                **labels,
+                RAY_SERVICE_LABEL: metadata["name"],
+                "app.kubernetes.io/managed-by": "belvedere",
+                "endpointslice.kubernetes.io/managed-by": "belvedere.dev",
+            },
+            "annotations": annotations,
+            "ownerReferences": [
+                {"apiVersion": "ray.io/v1", "kind": "RayService", "name": metadata["name"], "uid": metadata["uid"]}
+            ],
+        },
+        "addressType": "IPv6" if ":" in replica.address else "IPv4",
+        "endpoints": [
+            {
+                "addresses": [replica.address],
+                "conditions": {
+                    "ready": replica.ready,
+                    "serving": replica.ready or replica.terminating,
+                    "terminating": replica.terminating,
+                },
+            }
+        ],
+        "ports": ports,
+    }
+
+
+def _same(wanted: Manifest, before: Manifest | None) -> bool:
+    if before is None:
+        return False
+    metadata, had = wanted["metadata"], before["metadata"]
+    return (
+        all(wanted[field] == before.get(field) for field in ("addressType", "endpoints", "ports"))
+        and metadata["labels"] == had.get("labels")
+        and metadata["annotations"] == had.get("annotations")
+    )
