@@ -10,8 +10,16 @@ from belvedere_platform.store.protocol import ObjectStore
 
 
 def connect(url: str) -> ObjectStore:
-    """Return the store of `sqlite:///PATH`, the embedded one. Raises InvalidInput for another URL."""
+    """Return the store of `sqlite:///PATH`, the embedded one, or of `kubernetes://`, a cluster's. Raises InvalidInput for another URL."""
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "sqlite" and rest.startswith("/") and rest != "/":
         return EmbeddedStore(Path(rest))
-    raise InvalidInput(f"the store is {url!r}; it must be sqlite:///PATH with an absolute path")
+    if separator and scheme == "kubernetes":
+        # The client takes a second and 50 MiB to import, which the embedded store need not pay.
+        from belvedere_platform.store.kubernetes import open_url
+
+        return open_url(rest)
+    raise InvalidInput(
+        f"the store is {url!r}; it must be sqlite:///PATH with an absolute path, "
+        "or kubernetes:// with ?kubeconfig=PATH&context=NAME where the default ones are not meant"
+    )

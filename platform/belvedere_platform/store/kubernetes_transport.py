@@ -32,7 +32,7 @@ class Transport:
         self._kubeconfig = kubeconfig
         self._context = context
         self._environment = environment
-        self._client: client.ApiClient | None = None
+        self._client: Any = None
         self._opening = asyncio.Lock()
         self._closed = False
 
