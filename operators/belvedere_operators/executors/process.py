@@ -25,6 +25,7 @@ from belvedere_operators.executors.identity import (
     PROCESS_VARIABLE,
     Identity,
     find_members,
+    snapshot,
     wait_gone,
 )
 from belvedere_platform.errors import CorruptData, InvalidInput, Unavailable
@@ -45,6 +46,7 @@ trap : HUP INT TERM
 echo started; exec 1>&2
 "$@" </dev/null &
 child=$!
+exec >/dev/null 2>&1
 while :; do
   wait "$child"; status=$?
   kill -0 "$child" 2>/dev/null || break
@@ -175,13 +177,12 @@ class Slot:
         raise Unavailable(f"processes of {self.directory.name} do not end after SIGKILL: {sorted(m.pid for m in left)}")
 
     def send(self, number: signal.Signals) -> bool:
-        """Send a signal to the command's process group; False when nothing runs."""
+        """Send a signal to the command itself, not to what it started; False when nothing runs."""
         observation = self.observe()
         if not isinstance(observation, Running):
             return False
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(observation.identity.pid, number)
-        return True
+        supervisor = observation.identity.pid
+        return any([entry.identity.send(number) for entry in snapshot().values() if entry.parent == supervisor])
 
     def forget(self) -> None:
         """Remove the record. Only for a slot where nothing runs."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from belvedere_operators.executors.identity import Entry, Identity, find_members, identity_of, select_members, wait_gone
 from belvedere_operators.executors.process import Command, Empty, Exited, Running, Slot
 from belvedere_platform.errors import InvalidInput, Unavailable
@@ -37,12 +38,18 @@ def command(tmp_path: Path, *arguments: str, **fields: str) -> Command:
 
 
 async def ended(slot: Slot) -> Exited:
-    observation = slot.observe()
-    if isinstance(observation, Running):
-        assert await wait_gone(observation.identity, 20)
-        observation = slot.observe()
-    assert isinstance(observation, Exited)
-    return observation
+    """Wait for the end, looking again as a controller does when the slot is between two states."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                observation = slot.observe()
+            except Unavailable:
+                await asyncio.sleep(0.01)
+                continue
+            if isinstance(observation, Exited):
+                return observation
+            assert isinstance(observation, Running)
+            await wait_gone(observation.identity)
 
 
 def line_of(path: Path, timeout_seconds: float = 20) -> str:
@@ -183,7 +190,7 @@ async def test_unknown_command_is_named(slot: Slot, tmp_path: Path) -> None:
 
 async def test_missing_directory_is_named(slot: Slot, tmp_path: Path) -> None:
     wrong = Command(arguments=("true",), environment={}, directory=tmp_path / "gone", log=tmp_path / "log")
-    with pytest.raises(Unavailable, match="could not be started in .*gone"):
+    with pytest.raises(Unavailable, match=r"could not be started in .*gone"):
         slot.start(wrong, now=0)
 
 
