@@ -164,8 +164,9 @@ async def test_stop_of_a_starter_leaves_what_it_started_in_other_slots(slot: Slo
 
 
 async def test_killed_supervisor_is_an_exit_nobody_knows(slot: Slot, tmp_path: Path) -> None:
-    running = slot.start(command(tmp_path, "sleep", "300"), now=0)
+    running = slot.start(command(tmp_path, "sh", "-c", f"echo up > {tmp_path}/up; exec sleep 300"), now=0)
     assert isinstance(running, Running)
+    line_of(tmp_path / "up")
     running.identity.send(signal.SIGKILL)
     assert (await ended(slot)).code is None
     assert find_members(slot.mark, None) != set()
