@@ -1,0 +1,77 @@
+"""The model server as a Ray Serve application. Arguments: see `ServerConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from belvedere_serving.server import engine_cache, service
+from belvedere_serving.server.config import ServerConfig
+from belvedere_serving.server.grpc_service import GrpcAnswers, Serialized
+from belvedere_serving.server.http_app import V2HttpApp
+from belvedere_serving.server.metrics import RayMetrics
+
+INGRESS = "V2Server"
+
+
+class _V2Server:
+    """One replica: one engine, HTTP and gRPC."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        config = ServerConfig.parse(arguments)
+        folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
+        engine = engine_cache.load(folder, threads=config.threads)
+        service.warm_up(engine, config.max_batch_size)
+        labels = {"namespace": config.namespace, "service": config.service, "version": config.version}
+        self._service = service.assemble(engine, config, RayMetrics(labels))
+        self._grpc = GrpcAnswers(self._service)
+
+    def __serve_build_asgi_app__(self) -> V2HttpApp:
+        return V2HttpApp(self._service)
+
+    def check_health(self) -> None:
+        """Tell Serve to replace this replica when its engine hangs."""
+        self._service.check_health()
+
+    async def ModelInfer(self, request: bytes, grpc_context: Any) -> Serialized:
+        """Answer the V2 method of this name."""
+        return await self._grpc.infer(request, grpc_context)
+
+    async def ServerLive(self, request: bytes, grpc_context: Any) -> Serialized:
+        """Answer the V2 method of this name."""
+        return self._grpc.live(request, grpc_context)
+
+    async def ServerReady(self, request: bytes, grpc_context: Any) -> Serialized:
+        """Answer the V2 method of this name."""
+        return self._grpc.ready(request, grpc_context)
+
+    async def ModelReady(self, request: bytes, grpc_context: Any) -> Serialized:
+        """Answer the V2 method of this name."""
+        return self._grpc.model_ready(request, grpc_context)
+
+    async def ServerMetadata(self, request: bytes, grpc_context: Any) -> Serialized:
+        """Answer the V2 method of this name."""
+        return self._grpc.server_metadata(request, grpc_context)
+
+    async def ModelMetadata(self, request: bytes, grpc_context: Any) -> Serialized:
+        """Answer the V2 method of this name."""
+        return self._grpc.model_metadata(request, grpc_context)
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """Return the application of one version of one service. Raises InvalidInput for wrong arguments."""
+    config = ServerConfig.parse(args)
+    # Serve must let more in than our own queue holds: ours refuses with a V2 error, Serve's with one of its own.
+    ongoing = config.max_rows_waiting + 2 * config.max_batch_size + 16
+    deployment = serve.deployment(
+        name=INGRESS,
+        max_ongoing_requests=ongoing,
+        max_queued_requests=64,
+        health_check_period_s=5,
+        # Every request is in our metrics; a line in a file for each would cost more than a small model's run.
+        logging_config={"enable_access_log": False},
+    )(serve.ingress()(_V2Server))
+    application: serve.Application = deployment.bind(config.model_dump(by_alias=True))
+    return application

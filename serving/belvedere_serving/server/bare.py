@@ -1,0 +1,85 @@
+"""The model server in this process, without Ray: for tests, and to look at an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import uvicorn
+
+from belvedere_platform.errors import Unavailable
+from belvedere_platform.protocol.grpc_messages import METHODS
+from belvedere_serving.server.grpc_service import GrpcAnswers, add_to_server
+from belvedere_serving.server.http_app import V2HttpApp
+from belvedere_serving.server.service import InferenceService
+
+_OF_METHOD = {
+    "ModelInfer": "infer",
+    "ServerLive": "live",
+    "ServerReady": "ready",
+    "ModelReady": "model_ready",
+    "ServerMetadata": "server_metadata",
+    "ModelMetadata": "model_metadata",
+}
+
+
+class _Servicer:
+    """The V2 methods as grpc.aio wants them: coroutines that return bytes."""
+
+    def __init__(self, answers: GrpcAnswers) -> None:
+        for name in METHODS:
+            setattr(self, name, self._method(getattr(answers, _OF_METHOD[name])))
+
+    @staticmethod
+    def _method(answer: Any) -> Any:
+        async def method(request: bytes, context: Any) -> bytes:
+            result = answer(request, context)
+            found = await result if asyncio.iscoroutine(result) else result
+            content: bytes = found.SerializeToString()
+            return content
+
+        return method
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    service: InferenceService, *, host: str = "127.0.0.1", http_port: int = 0, grpc_port: int = 0
+) -> AsyncIterator[tuple[int, int]]:
+    """Serve HTTP and gRPC for the time of a with block; gives the two ports (0 takes a free one)."""
+    grpc_server = grpc.aio.server()
+    add_to_server(_Servicer(GrpcAnswers(service)), grpc_server)
+    bound_grpc = _bind_grpc(grpc_server, host, grpc_port)
+    listener = _listen(host, http_port)
+    http_server = uvicorn.Server(
+        uvicorn.Config(
+            V2HttpApp(service), lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5
+        )
+    )
+    await grpc_server.start()
+    # Not `serve`, which would take over the process's signal handlers.
+    task = asyncio.create_task(http_server._serve([listener]))
+    try:
+        yield listener.getsockname()[1], bound_grpc
+    finally:
+        http_server.should_exit = True
+        await grpc_server.stop(1)
+        await task
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}; choose another --http-port") from error
+
+
+def _bind_grpc(server: Any, host: str, port: int) -> int:
+    try:
+        bound: int = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise Unavailable(f"cannot listen on {host}:{port}: {error}; choose another --grpc-port") from error
+    return bound

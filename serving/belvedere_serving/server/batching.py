@@ -1,0 +1,209 @@
+"""Groups requests into batches: a bounded queue, a short wait for company, and a failure that stays with its request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from belvedere_platform.protocol import Reason, V2Error
+from belvedere_serving.server.metrics import ServerMetrics
+
+Array = npt.NDArray[Any]
+Run = Callable[[Array], Awaitable[Array]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPolicy:
+    """How large a batch may be, how long it may wait for company, and how much may wait for it."""
+
+    max_rows: int
+    wait_seconds: float
+    max_waiting_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    array: Array
+    answer: asyncio.Future[Array]
+    deadline: float
+    since: float
+
+
+class Batcher:
+    """Runs the inputs of many requests together. Lives in one event loop; `clock` is that loop's time."""
+
+    def __init__(
+        self,
+        name: str,
+        run: Run,
+        policy: BatchPolicy,
+        metrics: ServerMetrics,
+        *,
+        lane: asyncio.Lock | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`lane`: held while the engine runs; models that share an engine's thread share it."""
+        self._name = name
+        self._run_engine = run
+        self._policy = policy
+        self._metrics = metrics
+        self._lane = lane or asyncio.Lock()
+        self._clock = clock
+        self._entries: deque[_Entry] = deque()
+        self._arrived = asyncio.Event()
+        self._admitted_rows = 0
+        self._coming = 0
+        self._last_batch = 1
+        self._worker: asyncio.Task[None] | None = None
+        self.running_since: float | None = None
+
+    @contextmanager
+    def admitted(self, rows: int) -> Iterator[None]:
+        """Reserve room for a request from before its preprocessing until it is answered, or raise RESOURCE_EXHAUSTED."""
+        limit = self._policy.max_waiting_rows + self._policy.max_rows
+        if self._admitted_rows + rows > limit:
+            self._metrics.count_dropped(self._name, "full")
+            message = (
+                f"model '{self._name}' has {self._admitted_rows} inputs waiting, its queue is full; try again later"
+            )
+            raise V2Error(Reason.RESOURCE_EXHAUSTED, message, retry_after_seconds=1)
+        self._admitted_rows += rows
+        self._metrics.set_queue_length(self._name, self._admitted_rows)
+        try:
+            yield
+        finally:
+            self._admitted_rows -= rows
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """Say that a request is being prepared, so that a batch may wait for it."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+
+    async def submit(self, array: Array, deadline: float) -> Array:
+        """Return the outputs for the rows of one request, in parts if there are more than fit a batch."""
+        step = self._policy.max_rows
+        parts = [self._enqueue(array[start : start + step], deadline) for start in range(0, len(array), step)]
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._clock())):
+                answers = [await part for part in parts]
+        except TimeoutError as error:
+            raise V2Error(Reason.DEADLINE_EXCEEDED, f"model '{self._name}' did not answer in time") from error
+        finally:
+            for part in parts:
+                part.cancel()
+        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+
+    def _enqueue(self, array: Array, deadline: float) -> asyncio.Future[Array]:
+        loop = asyncio.get_running_loop()
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work(), name=f"batcher {self._name}")
+        entry = _Entry(array=array, answer=loop.create_future(), deadline=deadline, since=self._clock())
+        self._entries.append(entry)
+        self._arrived.set()
+        return entry.answer
+
+    async def close(self) -> None:
+        """Stop; what still waits is answered with UNAVAILABLE."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        for entry in self._entries:
+            if not entry.answer.done():
+                entry.answer.set_exception(V2Error(Reason.UNAVAILABLE, "the server is stopping"))
+        self._entries.clear()
+
+    async def _work(self) -> None:
+        while True:
+            while not self._entries:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._wait_for_company()
+            async with self._lane:
+                batch = self._take()
+                if batch:
+                    await self._run(batch)
+
+    async def _wait_for_company(self) -> None:
+        """Wait for more requests, but only where some are likely: one is being prepared, or the last batch had several."""
+        end = self._clock() + self._policy.wait_seconds
+        while self._coming or self._last_batch > 1:
+            left = end - self._clock()
+            if left <= 0 or sum(len(entry.array) for entry in self._entries) >= self._policy.max_rows:
+                return
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[_Entry]:
+        """Take the next batch off the queue, leaving out those whose client has gone or whose time is up."""
+        batch: list[_Entry] = []
+        rows, now = 0, self._clock()
+        while self._entries and rows + len(self._entries[0].array) <= self._policy.max_rows:
+            entry = self._entries.popleft()
+            if entry.answer.done():
+                self._metrics.count_dropped(self._name, "gone")
+            elif entry.deadline <= now:
+                self._metrics.count_dropped(self._name, "late")
+                entry.answer.set_exception(V2Error(Reason.DEADLINE_EXCEEDED, f"model '{self._name}' is too busy"))
+            else:
+                batch.append(entry)
+                rows += len(entry.array)
+                self._metrics.observe_seconds("queue", self._name, now - entry.since)
+        self._last_batch = len(batch)
+        return batch
+
+    async def _run(self, batch: list[_Entry]) -> None:
+        """Run a batch. If it fails, its members run alone, so that only the one at fault gets the error."""
+        self.running_since = started = self._clock()
+        try:
+            joined = batch[0].array if len(batch) == 1 else np.concatenate([entry.array for entry in batch])
+            outputs = await self._run_engine(joined)
+        except Exception as error:  # noqa: BLE001 - whatever an engine raises, its request gets an answer
+            await self._recover(batch, error)
+            return
+        finally:
+            self.running_since = None
+            self._metrics.observe_batch(self._name, sum(len(entry.array) for entry in batch))
+            self._metrics.observe_seconds("model", self._name, self._clock() - started)
+        offset = 0
+        for entry in batch:
+            self._answer(entry, outputs[offset : offset + len(entry.array)])
+            offset += len(entry.array)
+
+    async def _recover(self, batch: list[_Entry], error: Exception) -> None:
+        if len(batch) > 1:
+            for entry in batch:
+                if not entry.answer.done():
+                    await self._run([entry])
+            return
+        log.warning("engine failed", extra={"model": self._name, "error": str(error)[:512]})
+        if not batch[0].answer.done():
+            message = f"model '{self._name}' failed on this input: {str(error)[:256]}"
+            batch[0].answer.set_exception(V2Error(Reason.INTERNAL, message))
+
+    def _answer(self, entry: _Entry, outputs: Array) -> None:
+        if entry.answer.done():
+            return
+        if not math.isfinite(float(np.sum(outputs))):
+            message = f"model '{self._name}' computed a value that is not a number for this input"
+            entry.answer.set_exception(V2Error(Reason.INTERNAL, message))
+        else:
+            entry.answer.set_result(outputs)

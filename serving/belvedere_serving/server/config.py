@@ -1,0 +1,50 @@
+"""What a model server is told: the arguments of its Ray Serve application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from belvedere_platform.errors import InvalidInput
+from belvedere_platform.resources.base import Digest
+
+
+class ServerConfig(BaseModel):
+    """One version of one service, and how its requests are grouped."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+    service: str
+    namespace: str = "default"
+    model: str
+    version: str
+    engine_digest: Digest
+    artifacts: str
+    max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    batch_wait_milliseconds: Annotated[float, Field(ge=0, le=1000)] = 2
+    max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    request_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
+
+    @classmethod
+    def parse(cls, arguments: Mapping[str, Any]) -> ServerConfig:
+        """Return the config in application arguments. Raises InvalidInput."""
+        try:
+            return cls.model_validate(dict(arguments))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise InvalidInput(f"argument {where} is {first['input']!r}: {first['msg']}") from error
+
+    @property
+    def max_rows_a_request(self) -> int:
+        """How many inputs one request may have."""
+        return 4 * self.max_batch_size
+
+    @property
+    def max_rows_waiting(self) -> int:
+        """How many inputs may wait for the engine; a lone request that is allowed at all always fits."""
+        return max(self.max_queued_requests, self.max_rows_a_request)

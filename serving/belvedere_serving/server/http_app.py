@@ -1,0 +1,180 @@
+"""V2 over HTTP as an ASGI application. It answers below any prefix that the server in front of it puts into `root_path`."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from belvedere_platform.protocol import Reason, V2Error, invalid
+from belvedere_platform.protocol.http_messages import (
+    HEADER_LENGTH,
+    error_body,
+    parse_infer_request,
+    render_infer_response,
+)
+from belvedere_serving.server.service import InferenceService
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = dict[bytes, bytes]
+
+MAX_BODY_BYTES = 64 << 20
+DEADLINE_HEADER = b"x-envoy-expected-rq-timeout-ms"
+_JSON = (b"content-type", b"application/json")
+_OCTETS = (b"content-type", b"application/octet-stream")
+
+
+class Answer:
+    """An HTTP answer."""
+
+    def __init__(self, body: bytes = b"", status: int = 200, headers: Iterable[tuple[bytes, bytes]] = (_JSON,)) -> None:
+        self.body = body
+        self.status = status
+        self.headers = [*headers, (b"content-length", str(len(body)).encode())]
+
+
+class V2HttpApp:
+    """The V2 endpoints of a service."""
+
+    def __init__(self, service: InferenceService, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._service = service
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request, or follow the server's lifespan."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"V2 is not spoken over {scope['type']}")
+        try:
+            answer = await self._answer(scope, receive)
+        except V2Error as error:
+            answer = failed(error)
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._service.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+            await send({"type": "lifespan.startup.complete"})
+
+    async def _answer(self, scope: Message, receive: Receive) -> Answer:
+        path, method = relative_path(scope), scope["method"]
+        match [part for part in path.split("/") if part]:
+            case ["v2", "models", name, "infer"]:
+                version = ""
+            case ["v2", "models", name, "versions", version, "infer"]:
+                pass
+            case parts:
+                if method not in ("GET", "HEAD"):
+                    return not_allowed(method, "GET")
+                return self._look(parts, path)
+        if method != "POST":
+            return not_allowed(method, "POST")
+        return await self._infer(name, version, dict(scope["headers"]), receive)
+
+    def _look(self, parts: list[str], path: str) -> Answer:
+        match parts:
+            case ["v2"]:
+                return json_answer(self._service.server_metadata())
+            case ["v2", "health", "live"]:
+                return Answer()
+            case ["v2", "health", "ready"]:
+                return self._ready()
+            case ["v2", "models", name] | ["v2", "models", name, "versions", _] as found:
+                return json_answer(self._service.model_metadata(name, found[4] if len(found) > 4 else ""))
+            case ["v2", "models", name, "ready"] | ["v2", "models", name, "versions", _, "ready"] as found:
+                self._service.model(name, found[4] if len(found) > 4 else "")
+                return self._ready()
+        raise V2Error(Reason.NOT_FOUND, f"there is nothing at '{path[:128]}'; V2 paths begin with /v2")
+
+    def _ready(self) -> Answer:
+        if not self._service.ready:
+            raise V2Error(Reason.UNAVAILABLE, "the server is stopping", retry_after_seconds=1)
+        return Answer()
+
+    async def _infer(self, name: str, version: str, headers: Headers, receive: Receive) -> Answer:
+        body = await self._body(headers, receive)
+        length = headers.get(HEADER_LENGTH.encode())
+        request, response = await self._service.infer(
+            lambda: parse_infer_request(name, version, body, None if length is None else length.decode("latin-1")),
+            "http",
+            timeout_seconds=timeout_of(headers.get(DEADLINE_HEADER)),
+        )
+        content, header_length = render_infer_response(request, response)
+        if header_length is None:
+            return Answer(content)
+        return Answer(content, headers=(_OCTETS, (HEADER_LENGTH.encode(), str(header_length).encode())))
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise asyncio.CancelledError
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._max_body_bytes:
+                raise invalid(f"the body is larger than {self._max_body_bytes} bytes")
+            more = message.get("more_body", False)
+        encoding = headers.get(b"content-encoding", b"identity")
+        return inflated(b"".join(chunks), encoding.decode("latin-1").lower(), self._max_body_bytes)
+
+
+def relative_path(scope: Message) -> str:
+    """Return the path below the prefix that this application is mounted at."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def timeout_of(header: bytes | None) -> float | None:
+    """Return the seconds that the gateway still waits, if it says so."""
+    if header is None or not header.isdigit() or len(header) > 12 or int(header) == 0:
+        return None
+    return int(header) / 1000
+
+
+def inflated(body: bytes, encoding: str, limit: int) -> bytes:
+    """Return a body as it was before compression; no more than `limit` bytes are ever inflated."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise invalid(f"content-encoding '{encoding[:32]}' is not known; it is identity, gzip or deflate")
+    inflator = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        inflated_body = inflator.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise invalid(f"the body is not {encoding}: {error}") from error
+    if len(inflated_body) > limit or not inflator.eof:
+        raise invalid(f"the body is cut off, or larger than {limit} bytes when inflated")
+    return inflated_body
+
+
+def json_answer(content: BaseModel) -> Answer:
+    """Return content as JSON."""
+    return Answer(content.model_dump_json().encode())
+
+
+def not_allowed(method: str, allowed: str) -> Answer:
+    """Return the answer to a wrong method."""
+    body = error_body(f"method {method[:16]} is not allowed here; use {allowed}")
+    return Answer(body, 405, (_JSON, (b"allow", allowed.encode())))
+
+
+def failed(error: V2Error) -> Answer:
+    """Return the answer to a failed request."""
+    headers = [_JSON]
+    if error.retry_after_seconds is not None:
+        headers.append((b"retry-after", str(error.retry_after_seconds).encode()))
+    return Answer(error_body(error.message), error.reason.http_status, headers)

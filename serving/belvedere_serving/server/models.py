@@ -1,0 +1,75 @@
+"""One served V2 model: request → preprocessing → batch → answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from belvedere_platform.protocol import (
+    EMBEDDING,
+    INPUT_OF,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Reason,
+    Tensor,
+    V2Error,
+    invalid,
+)
+from belvedere_serving.server.batching import Batcher
+from belvedere_serving.server.metrics import ServerMetrics
+
+Preprocess = Callable[[Sequence[bytes]], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model that answers. `preparing`: runs the preprocessing that is too long for the event loop; None runs it there."""
+
+    metadata: ModelMetadata
+    version: str
+    preprocess: Preprocess
+    batcher: Batcher
+    metrics: ServerMetrics
+    max_rows: int
+    preparing: Executor | None = None
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def name(self) -> str:
+        """Return the V2 name."""
+        return self.metadata.name
+
+    async def infer(self, request: InferRequest, deadline: float) -> InferResponse:
+        """Return the embeddings of the request's inputs."""
+        for output in request.outputs:
+            if output.name != EMBEDDING:
+                raise invalid(f"model '{self.name}' has no output '{output.name[:64]}'; it has '{EMBEDDING}'")
+        elements: list[bytes] = request.input(INPUT_OF[self.name]).array.tolist()
+        if not 1 <= len(elements) <= self.max_rows:
+            raise invalid(f"{len(elements)} inputs sent; one request may have 1 to {self.max_rows}")
+        with self.batcher.admitted(len(elements)):
+            started = self.clock()
+            if deadline <= started:
+                raise V2Error(Reason.DEADLINE_EXCEEDED, "the request's time was up when it arrived")
+            with self.batcher.coming():
+                rows = await self._prepare(elements)
+            self.metrics.observe_seconds("preprocess", self.name, self.clock() - started)
+            embeddings = await self.batcher.submit(rows, deadline)
+        return InferResponse(
+            model_name=self.name,
+            model_version=self.version,
+            id=request.id,
+            outputs=(Tensor(EMBEDDING, "FP32", embeddings),),
+        )
+
+    async def _prepare(self, elements: list[bytes]) -> npt.NDArray[Any]:
+        if self.preparing is None:
+            return self.preprocess(elements)
+        return await asyncio.get_running_loop().run_in_executor(self.preparing, self.preprocess, elements)

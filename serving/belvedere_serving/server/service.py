@@ -1,0 +1,184 @@
+"""The server apart from protocols: which models there are, whether they are ready, and the way of a request through them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from importlib.metadata import version as package_version
+from typing import Any
+
+import numpy.typing as npt
+
+from belvedere_platform.protocol import (
+    EMBED_IMAGE,
+    EMBED_TEXT,
+    EMBEDDING,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    Reason,
+    ServerMetadata,
+    V2Error,
+    embedding_metadata,
+)
+from belvedere_serving.engines.runtime import TOWER_INPUT, Runtime
+from belvedere_serving.server.batching import Batcher, BatchPolicy, Run
+from belvedere_serving.server.config import ServerConfig
+from belvedere_serving.server.engine_cache import LoadedEngine
+from belvedere_serving.server.metrics import ServerMetrics
+from belvedere_serving.server.models import ServedModel
+
+PLATFORM = "onnxruntime_onnx"
+STUCK_SECONDS = 120.0
+log = logging.getLogger(__name__)
+
+
+class InferenceService:
+    """Answers V2 requests with some models, whatever they came over."""
+
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        metrics: ServerMetrics,
+        *,
+        request_timeout_seconds: float = 60,
+        executors: Sequence[Executor] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models = {model.name: model for model in models}
+        self._metrics = metrics
+        self._request_timeout_seconds = request_timeout_seconds
+        self._executors = executors
+        self._clock = clock
+        self._closing = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are welcome."""
+        return not self._closing
+
+    def server_metadata(self) -> ServerMetadata:
+        """Return who answers."""
+        return ServerMetadata(
+            name="belvedere", version=package_version("belvedere"), extensions=("binary_tensor_data",)
+        )
+
+    def model(self, name: str, version: str = "") -> ServedModel:
+        """Return a model, or raise NOT_FOUND."""
+        found = self._models.get(name)
+        if found is None:
+            raise V2Error(Reason.NOT_FOUND, f"there is no model '{name[:64]}'; there are {', '.join(self._models)}")
+        if version not in ("", found.version):
+            raise V2Error(
+                Reason.NOT_FOUND, f"model '{name}' has no version '{version[:64]}'; this server has '{found.version}'"
+            )
+        return found
+
+    def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
+        """Return a model's inputs and outputs, or raise NOT_FOUND."""
+        return self.model(name, version).metadata
+
+    async def infer(
+        self, read: Callable[[], InferRequest], protocol: str, *, timeout_seconds: float | None = None
+    ) -> tuple[InferRequest, InferResponse]:
+        """Read a request and answer it, and count it with its outcome. Raises V2Error and nothing else."""
+        name, code = "unknown", Reason.INTERNAL.name
+        started = self._clock()
+        try:
+            request = read()
+            model = self.model(request.model_name, request.model_version)
+            name = model.name
+            response = await model.infer(request, started + self._timeout(request, timeout_seconds))
+            code = "OK"
+        except V2Error as error:
+            code = error.reason.name
+            raise
+        except asyncio.CancelledError:
+            code = Reason.CANCELLED.name
+            raise
+        except Exception as error:
+            log.exception("request failed")
+            raise V2Error(Reason.INTERNAL, f"the server failed: {type(error).__name__}") from error
+        finally:
+            self._metrics.count_request(name, protocol, code)
+        return request, response
+
+    def _timeout(self, request: InferRequest, timeout_seconds: float | None) -> float:
+        """Return the shortest of what the connection, the request (in microseconds, as in Triton) and the server allow."""
+        limits = [self._request_timeout_seconds]
+        if timeout_seconds is not None:
+            limits.append(timeout_seconds)
+        asked = request.parameters.get("timeout")
+        if isinstance(asked, int) and not isinstance(asked, bool) and asked > 0:
+            limits.append(asked / 1e6)
+        return min(limits)
+
+    def check_health(self) -> None:
+        """Raise when the engine has been in one run for so long that it won't come back."""
+        for model in self._models.values():
+            since = model.batcher.running_since
+            if since is not None and self._clock() - since > STUCK_SECONDS:
+                raise RuntimeError(f"model '{model.name}' has been running one batch for {STUCK_SECONDS:.0f} s")
+
+    async def close(self) -> None:
+        """Stop taking requests and end the workers."""
+        self._closing = True
+        for model in self._models.values():
+            await model.batcher.close()
+        for executor in self._executors:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def on_thread(runtime: Runtime, tower: str, executor: Executor) -> Run:
+    """Return what runs a tower of an engine in a worker thread."""
+
+    def call(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return runtime.run(tower, {TOWER_INPUT[tower]: rows})[EMBEDDING]
+
+    def run(rows: npt.NDArray[Any]) -> Awaitable[npt.NDArray[Any]]:
+        return asyncio.get_running_loop().run_in_executor(executor, call, rows)
+
+    return run
+
+
+def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics) -> InferenceService:
+    """Return the service of an engine. One worker thread runs both towers: a replica has the cores of one."""
+    working = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+    lane = asyncio.Lock()
+    policy = BatchPolicy(
+        max_rows=config.max_batch_size,
+        wait_seconds=config.batch_wait_milliseconds / 1000,
+        max_waiting_rows=config.max_rows_waiting,
+    )
+    # Texts take microseconds; pictures may be large, so they are decoded off the event loop.
+    preparation: Mapping[str, tuple[Any, Executor | None]] = {
+        EMBED_TEXT: (engine.text, None),
+        EMBED_IMAGE: (engine.image, preparing),
+    }
+    models = [
+        ServedModel(
+            metadata=embedding_metadata(tower, config.version, PLATFORM, engine.runtime.dimension(tower)),
+            version=config.version,
+            preprocess=preprocess,
+            batcher=Batcher(tower, on_thread(engine.runtime, tower, working), policy, metrics, lane=lane),
+            metrics=metrics,
+            max_rows=config.max_rows_a_request,
+            preparing=executor,
+        )
+        for tower, (preprocess, executor) in preparation.items()
+    ]
+    return InferenceService(
+        models, metrics, request_timeout_seconds=config.request_timeout_seconds, executors=(working, preparing)
+    )
+
+
+def warm_up(engine: LoadedEngine, max_batch_size: int) -> None:
+    """Run each tower once alone and once full, so that no client pays for first allocations."""
+    white = engine.image.blank()
+    for rows in (1, max_batch_size):
+        engine.runtime.run(EMBED_TEXT, {TOWER_INPUT[EMBED_TEXT]: engine.text([b""] * rows)})
+        engine.runtime.run(EMBED_IMAGE, {TOWER_INPUT[EMBED_IMAGE]: white.repeat(rows, axis=0)})
