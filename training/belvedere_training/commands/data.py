@@ -39,7 +39,9 @@ def emoji(
     styles: str, size: int, limit_concepts: int | None, output_tag: str, workers: int | None, artifacts: str | None
 ) -> None:
     """Build the emoji data set: twelve vendors' drawings with English and Chinese names."""
-    from belvedere_training.data.build import BuildOptions, build, build_key, needed_packages, push
+    from belvedere_training.data.build import BuildOptions, build_key, needed_packages
+    from belvedere_training.data.build import build as build_emoji
+    from belvedere_training.data.manifest import push
     from belvedere_training.data.packages import cache_directory, fetch
 
     started = time.monotonic()
@@ -57,9 +59,23 @@ def emoji(
         say(f"built before from the same packages and options: {folder}")
     else:
         tarballs = fetch(needed_packages(options), cache_directory(), say)
-        build(options, tarballs, folder, say)
+        build_emoji(options, tarballs, folder, say)
     descriptor = push(folder, ArtifactStore(artifacts_url(artifacts)), output_tag)
     manifest = json.loads((folder / "manifest.json").read_text())
     for split, part in manifest["splits"].items():
         say(f"{split}: {part['samples']} samples in {len(part['shards'])} shards")
     click.echo(json.dumps({"tag": output_tag, "digest": descriptor.digest, "contentDigest": manifest["digest"]}))
+
+
+@build.command()
+@click.option("--output-tag", default="datasets/shapes", show_default=True, help="tag of the artifact")
+@click.option("--artifacts", default=None, help="URL of the artifact store; $BELVEDERE_ARTIFACTS by default")
+def shapes(output_tag: str, artifacts: str | None) -> None:
+    """Build a tiny data set of drawn shapes; needs no download."""
+    from belvedere_training.data.manifest import push
+    from belvedere_training.data.packages import cache_directory
+    from belvedere_training.data.shapes import build_shapes
+
+    folder = build_shapes(cache_directory() / "datasets" / "shapes")
+    descriptor = push(folder, ArtifactStore(artifacts_url(artifacts)), output_tag)
+    click.echo(json.dumps({"tag": output_tag, "digest": descriptor.digest}))

@@ -41,7 +41,7 @@ def views(pixels_B3SS: Tensor, generator: torch.Generator, setting: Augmentation
     affine_B23[:, 1, 0] = torch.sin(angle_B) * ratio_B
     affine_B23[:, 0, 1] = -affine_B23[:, 1, 0]
     affine_B23[:, :, 2] = (draw_B10[:, 2:4] - 0.5) * 2 * setting.shift
-    grid_BSS2 = functional.affine_grid(affine_B23, (len(own_B3SS), 3, size, size), align_corners=False)
+    grid_BSS2 = functional.affine_grid(affine_B23, [len(own_B3SS), 3, size, size], align_corners=False)
     white = 1.0  # sampling pads with zeros, so white is moved there and back
     moved_B3SS = functional.grid_sample(normalise(own_B3SS) - white, grid_BSS2, align_corners=False) + white
     gain_B111 = (1 + (draw_B10[:, 4] - 0.5) * 2 * setting.brightness)[:, None, None, None]

@@ -1,28 +1,25 @@
-"""Build the emoji data set: choose what is held out, render, write shards and a manifest, push the artifact."""
+"""Build the emoji data set: choose what is held out, render, write shards and a manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from belvedere_platform.artifacts import ArtifactKind, ArtifactStore, Descriptor
 from belvedere_platform.errors import InvalidInput
 from belvedere_training.data.concepts import Concept, Vocabulary, held_out_families, read_vocabulary
+from belvedere_training.data.manifest import SPLITS, write_dataset
 from belvedere_training.data.packages import PACKAGES, Package, Progress
 from belvedere_training.data.render import render_all
-from belvedere_training.data.shards import Sample, write_split
+from belvedere_training.data.shards import Sample
 from belvedere_training.data.styles import STYLES, Drawing, Style, chosen, read_drawings
 
 BUILDER = 1  # raise it when the same options shall give other bytes
-SPLITS = ("train", "heldout_style", "heldout_concepts", "hard_style")
 NAMES_PACKAGE = "emojibase-data"
 
 
@@ -75,14 +72,7 @@ def build(options: BuildOptions, tarballs: Mapping[str, Path], folder: Path, pro
     ]
     progress(f"render {len(drawings)} drawings of {len(concepts)} concepts in {len(styles)} styles")
     samples = _samples(drawings, concepts, held, options, progress)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
-        unfinished = Path(partial) / "data"
-        unfinished.mkdir()
-        _write(samples, concepts, held, styles, options, unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    return folder
+    return write_dataset(samples, _facts(samples, len(concepts), held, styles, options), folder)
 
 
 def split_of(style: Style, concept: Concept, held_families: frozenset[str]) -> str | None:
@@ -147,26 +137,19 @@ def _record(style: Style, concept: Concept) -> dict[str, Any]:
     }
 
 
-def _write(
+def _facts(
     samples: Mapping[str, Sequence[Sample]],
-    concepts: Mapping[str, Concept],
+    num_concepts: int,
     held: frozenset[str],
     styles: Sequence[Style],
     options: BuildOptions,
-    folder: Path,
-) -> None:
-    """Write all shards, and the manifest that names them with their sha256."""
-    splits = {}
-    for split in SPLITS:
-        files = write_split(samples[split], split, folder)
-        shards = [{"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
-        splits[split] = {"samples": len(samples[split]), "shards": shards}
+) -> dict[str, Any]:
+    """Return what the manifest says beside the shards."""
     counts = Counter(sample.record["style"] for part in samples.values() for sample in part)
-    manifest = {
+    return {
         "name": "emoji",
         "size": options.size,
         "buildKey": build_key(options),
-        "splits": splits,
         "styles": {
             style.name: {
                 "role": style.role,
@@ -178,28 +161,6 @@ def _write(
             for style in styles
         },
         "licences": sorted({style.licence for style in styles} | {"Unicode-3.0"}),
-        "languages": ["en", "zh"],
-        "concepts": len(concepts),
+        "concepts": num_concepts,
         "heldOutFamilies": sorted(held),
     }
-    manifest["digest"] = "sha256:" + hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True))
-
-
-def push(folder: Path, store: ArtifactStore, tag: str) -> Descriptor:
-    """Push the built data set under the tag; the same bytes give the same digest."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    files: dict[str, Path | bytes] = {path.name: path for path in sorted(folder.iterdir())}
-    config = {
-        "name": manifest["name"],
-        "splits": {
-            split: {"samples": part["samples"], "shards": len(part["shards"])}
-            for split, part in manifest["splits"].items()
-        },
-        "styles": sorted(manifest["styles"]),
-        "licences": manifest["licences"],
-        "languages": manifest["languages"],
-        "size": manifest["size"],
-        "contentDigest": manifest["digest"],
-    }
-    return store.push(ArtifactKind.DATASET, files, config=config, tag=tag)

@@ -27,7 +27,7 @@ def recall(similarity_NN: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[int,
 @torch.inference_mode()
 def embed_images(model: DualStream, pixels_N3SS: Tensor) -> Tensor:
     """Return unit vectors of uint8 pictures."""
-    return torch.cat([model.embed_image(normalise(chunk)) for chunk in pixels_N3SS.split(_CHUNK)])
+    return torch.cat([model.embed_image(normalise(chunk)) for chunk in torch.split(pixels_N3SS, _CHUNK)])
 
 
 @torch.inference_mode()

@@ -86,9 +86,11 @@ class TextTower(nn.Module):
     def encode(self, batch: Tensor) -> Encoded:
         """Return the tokens and their mean. batch: token ids [B, T], PAD_ID where there is none."""
         valid_BT = batch != PAD_ID
+        # The first place is always attended to: a row of padding alone would otherwise divide nothing by nothing.
+        attend_BT = valid_BT | (torch.arange(batch.shape[1], device=batch.device) == 0)
         x_BTD = self.embedding(batch) + self.position_TD[: batch.shape[1]]
         for layer in self.layers:
-            x_BTD = layer(x_BTD, valid_BT[:, None, None, :])
+            x_BTD = layer(x_BTD, attend_BT[:, None, None, :])
         x_BTD = self.norm(x_BTD)
         weight_BT1 = valid_BT[..., None].to(x_BTD.dtype)
         pooled_BD = (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)

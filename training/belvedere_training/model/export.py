@@ -1,0 +1,82 @@
+"""The two towers as programs that serving can compile without this package, and what must be done to their inputs."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from belvedere_training.data.corpus import MEAN, STD
+from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.dual import DualStream
+from belvedere_training.model.text import PAD_ID
+
+
+class _EmbedText(nn.Module):
+    def __init__(self, model: DualStream) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.embed_text(tokens)
+
+
+class _EmbedImage(nn.Module):
+    def __init__(self, model: DualStream) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.model.embed_image(pixels)
+
+
+def export_towers(model: DualStream) -> dict[str, bytes]:
+    """Return embed_text.pt2 (input `tokens` [n, L]) and embed_image.pt2 (input `pixels` [n, 3, S, S]), batch dynamic."""
+    config = model.config
+    was_training = model.training
+    model.eval()
+    tokens_BT = torch.ones(2, config.text.context_length, dtype=torch.long)
+    pixels_B3SS = torch.zeros(2, 3, config.vision.image_size, config.vision.image_size)
+    programs = {
+        "embed_text.pt2": _program(_only(_EmbedText(model), "text"), tokens_BT, "tokens"),
+        "embed_image.pt2": _program(_only(_EmbedImage(model), "vision"), pixels_B3SS, "pixels"),
+    }
+    model.train(was_training)
+    return programs
+
+
+def _only(wrapper: Any, tower: str) -> Any:
+    """Leave the other tower out, so that each program carries its own weights alone."""
+    other = {"text": "vision", "vision": "text"}[tower]
+    lean = object.__new__(type(wrapper.model))
+    lean.__dict__ = dict(wrapper.model.__dict__)
+    lean._modules = {name: child for name, child in wrapper.model._modules.items() if not name.startswith(other)}
+    wrapper.model = lean
+    return wrapper.eval()
+
+
+def _program(wrapper: nn.Module, example: Tensor, name: str) -> bytes:
+    with torch.no_grad():
+        program = export(wrapper, (example,), dynamic_shapes={name: {0: Dim("batch", min=1, max=4096)}})
+    out = io.BytesIO()
+    torch.export.save(program, out)
+    return out.getvalue()
+
+
+def preprocessing(config: ModelConfig) -> dict[str, Any]:
+    """Return what a server must do to a picture and a text before it calls the programs."""
+    return {
+        "image": {
+            "size": config.vision.image_size,
+            "mean": [MEAN] * 3,
+            "std": [STD] * 3,
+            "background": "white",
+            "resize": "fit-and-pad",
+            "interpolation": "lanczos",
+        },
+        "text": {"contextLength": config.text.context_length, "padId": PAD_ID, "tokenizer": "tokenizer.json"},
+        "embeddingDim": config.embed_dim,
+    }
