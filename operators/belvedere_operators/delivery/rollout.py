@@ -42,11 +42,12 @@ class Alert:
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
-    """Replicas of the candidate: how many answer now, and how many the present and the next share need."""
+    """Replicas of the candidate: how many answer now, and how many the present share, the next and all traffic need."""
 
     routable: int
     needed_now: int
     needed_next: int
+    needed_all: int
     obstacle: str | None = None
     """Why the candidate cannot run yet (its engine, capacity), as a sentence."""
 
@@ -142,10 +143,11 @@ def _asked(state: State) -> Decision | None:
     if request.verb == "abort":
         return Abort(reason="asked for by a person", signal="person")
     if request.verb == "promote":
-        if state.replicas.routable < state.replicas.needed_next:
+        if state.replicas.routable < state.replicas.needed_all:
             return Hold(
-                reason=f"promotion was asked for; {state.replicas.routable} of {state.replicas.needed_next} replicas are routable",
+                reason=f"promotion was asked for; {state.replicas.routable} of {state.replicas.needed_all} replicas are routable",
                 signal="person",
+                preparing=state.progress.step is None,
             )
         return Promote(reason="asked for by a person", signal="person")
     return None

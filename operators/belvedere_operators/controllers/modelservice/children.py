@@ -1,0 +1,112 @@
+"""The children that a ModelService shall have, from the journal: pure, the same journal gives the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from belvedere_operators.controllers.context import Settings
+from belvedere_operators.controllers.modelservice.gather import engine_name
+from belvedere_operators.controllers.modelservice.journal import Journal
+from belvedere_operators.controllers.modelservice.obstacles import capacity_obstacle
+from belvedere_operators.controllers.modelservice.replicas import desired_replicas
+from belvedere_operators.controllers.modelservice.state import State
+from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
+from belvedere_operators.manifests.prometheusrule import prometheus_rule
+from belvedere_operators.manifests.rayservice import ray_service
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import ENGINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Children:
+    """What to write, in this order, and which versions' RayServices to delete after it."""
+
+    route: Manifest | None
+    engines: tuple[Manifest, ...]
+    ray_services: tuple[Manifest, ...]
+    rule: Manifest | None
+    surplus: tuple[Manifest, ...]
+
+
+def children(state: State, journal: Journal, settings: Settings) -> Children:
+    """Return what shall exist. RayServices that are not wanted any more come last, when the route no longer names them."""
+    desired = desired_replicas(state, journal)
+    waiting = _waits_for_capacity(state, journal)
+    return Children(
+        route=_route(state, journal),
+        engines=tuple(
+            _engine(state, version)
+            for version in desired
+            if version not in journal.engines and version not in state.engines and version in state.version_manifests
+        ),
+        ray_services=tuple(
+            ray_service(
+                state.manifest,
+                state.spec,
+                version=version,
+                engine_digest=journal.engines[version],
+                replicas=replicas,
+                image=settings.image,
+                environment=settings.child_environment(),
+            )
+            for version, replicas in sorted(desired.items())
+            if version in journal.engines and version != waiting
+        ),
+        rule=_rule(state, journal),
+        surplus=tuple(found for version, found in sorted(state.ray_services.items()) if version not in desired),
+    )
+
+
+def weights(journal: Journal) -> dict[str, int]:
+    """Return the percent of requests for each version that gets any, the stable one first."""
+    if journal.stable is None:
+        return {}
+    active = journal.active
+    if active is None or active.weight == 0:
+        return {journal.stable: 100}
+    shares = {journal.stable: 100 - active.weight, active.candidate: active.weight}
+    return {version: share for version, share in shares.items() if share > 0}
+
+
+def _route(state: State, journal: Journal) -> Manifest | None:
+    if journal.stable is None or not journal.served:
+        return None
+    active = journal.active
+    shadowed = active is not None and state.routable.get(active.candidate, 0) > 0
+    shadow = (journal.stable, active.candidate) if active is not None and shadowed else None
+    return gateway_route(state.manifest, state.spec, weights=weights(journal), shadow=shadow)
+
+
+def _rule(state: State, journal: Journal) -> Manifest | None:
+    if journal.stable is None:
+        return None
+    candidate = journal.active.candidate if journal.active is not None else None
+    return prometheus_rule(state.manifest, state.spec, stable=journal.stable, candidate=candidate)
+
+
+def _waits_for_capacity(state: State, journal: Journal) -> str | None:
+    """Return the candidate when its replicas would not fit and none runs yet: half a rollout helps nobody."""
+    active = journal.active
+    if active is None or active.candidate in state.ray_services:
+        return None
+    return active.candidate if capacity_obstacle(state, journal, active) is not None else None
+
+
+def _engine(state: State, version: str) -> Manifest:
+    policy = state.spec.engine
+    return {
+        "apiVersion": ENGINE.api_version,
+        "kind": ENGINE.kind,
+        "metadata": {
+            "name": engine_name(version, state.spec),
+            "namespace": state.namespace,
+            "labels": {VERSION_LABEL: version, **MANAGED_BY},
+            "ownerReferences": [owner_reference(state.version_manifests[version])],
+        },
+        "spec": {
+            "modelVersion": version,
+            "target": policy.target.model_dump(by_alias=True, mode="json"),
+            "parity": policy.parity.model_dump(by_alias=True, mode="json"),
+        },
+    }

@@ -1,0 +1,161 @@
+"""Read everything that a reconcile of a ModelService needs: straight from the store, so that our own last write is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
+
+from belvedere_operators.alerts.book import read_book
+from belvedere_operators.controllers.context import Context
+from belvedere_operators.controllers.modelservice.journal import Journal, journal_name, read_journal
+from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
+from belvedere_operators.controllers.modelservice.state import State
+from belvedere_operators.delivery.rollout import Request, Verb
+from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL, VERSION_LABEL
+from belvedere_operators.manifests.rayservice import CPUS_ANNOTATION
+from belvedere_operators.runtime import Key
+from belvedere_platform.errors import NotFound, Unavailable
+from belvedere_platform.resources import Engine, ModelService, ModelVersion
+from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_platform.store import Kind, Manifest, ObjectStore
+from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE, ENGINE, MODEL_SERVICE, MODEL_VERSION, RAY_SERVICE
+
+REQUEST_ANNOTATION = "belvedere.dev/rollout-request"
+EARLY = 0.05
+"""A look may come this share of the interval early: timers are not exact."""
+
+
+def alerts_name(service: str) -> str:
+    """Return the name of the ConfigMap with the alerts of a service."""
+    return f"{service}-alerts"
+
+
+def engine_name(version: str, spec: ModelServiceSpec) -> str:
+    """Return the name of the Engine of a version for the target of a service."""
+    return f"{version}-{spec.engine.target.runtime}-{spec.engine.target.precision}"
+
+
+async def gather(context: Context, prometheus: Prometheus, key: Key) -> State | None:
+    """Return the state, or None when the service is gone."""
+    store, now = context.store, context.clock().timestamp()
+    manifest = await get(store, MODEL_SERVICE, key.name, key.namespace)
+    if manifest is None or "deletionTimestamp" in manifest["metadata"]:
+        return None
+    service = ModelService.model_validate({**manifest, "status": None})
+    stored = await get(store, CONFIG_MAP, journal_name(key.name), key.namespace)
+    journal = read_journal(stored)
+    names = versions_of(service.spec, journal)
+    versions = await _objects(store, MODEL_VERSION, {name: name for name in names}, key.namespace)
+    engines = await _objects(store, ENGINE, {name: engine_name(name, service.spec) for name in names}, key.namespace)
+    ray_services, others = await _ray_services(store, key)
+    metrics, problem = await _metrics(prometheus, service.spec, journal, key, now)
+    return State(
+        now=now,
+        manifest=manifest,
+        service=service,
+        journal=journal,
+        journal_version=stored["metadata"]["resourceVersion"] if stored else None,
+        versions={name: ModelVersion.model_validate(found) for name, found in versions.items()},
+        version_manifests=versions,
+        engines={name: Engine.model_validate(found) for name, found in engines.items()},
+        ray_services=ray_services,
+        routable=await _routable(store, key),
+        cluster_cpus=context.settings.cluster_cpus,
+        cpus_of_others=others,
+        book=read_book(await get(store, CONFIG_MAP, alerts_name(key.name), key.namespace)),
+        request=read_request(manifest),
+        metrics=metrics,
+        metrics_problem=problem,
+    )
+
+
+async def get(store: ObjectStore, kind: Kind, name: str, namespace: str) -> Manifest | None:
+    """Return an object or None."""
+    try:
+        return await store.get(kind, name, namespace)
+    except NotFound:
+        return None
+
+
+def versions_of(spec: ModelServiceSpec, journal: Journal) -> tuple[str, ...]:
+    """Return the versions that matter: asked for, stable, candidate, retiring."""
+    names = [spec.version]
+    if journal.stable is not None:
+        names.append(journal.stable)
+    if journal.rollout is not None:
+        names.append(journal.rollout.candidate)
+    return tuple(dict.fromkeys((*names, *(one.version for one in journal.retiring))))
+
+
+def read_request(manifest: Manifest) -> Request | None:
+    """Return what a person asked for in the annotation; None when there is nothing that can be understood."""
+    text = manifest["metadata"].get("annotations", {}).get(REQUEST_ANNOTATION)
+    if not text:
+        return None
+    try:
+        given = json.loads(text)
+        verb = _verb(given["verb"])
+        return Request(verb=verb, identity=str(given["id"]), candidate=given.get("candidate")) if verb else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _verb(given: object) -> Literal["promote", "abort", "resume"] | None:
+    return next((verb for verb in get_args(Verb) if verb == given), None)
+
+
+async def _objects(store: ObjectStore, kind: Kind, names: Mapping[str, str], namespace: str) -> dict[str, Manifest]:
+    found = await asyncio.gather(*(get(store, kind, name, namespace) for name in names.values()))
+    return {version: one for version, one in zip(names, found, strict=True) if one is not None}
+
+
+async def _ray_services(store: ObjectStore, key: Key) -> tuple[dict[str, Manifest], float]:
+    """Return this service's RayServices by version, and the CPUs that the others ask for."""
+    listing = await store.list(RAY_SERVICE, labels=MANAGED_BY)
+    own: dict[str, Manifest] = {}
+    others = 0.0
+    for item in listing.items:
+        metadata = item["metadata"]
+        labels = metadata.get("labels", {})
+        if metadata["namespace"] == key.namespace and labels.get(SERVICE_LABEL) == key.name:
+            own[labels[VERSION_LABEL]] = item
+        else:
+            others += float(metadata.get("annotations", {}).get(CPUS_ANNOTATION, 0))
+    return own, others
+
+
+async def _routable(store: ObjectStore, key: Key) -> dict[str, int]:
+    listing = await store.list(ENDPOINT_SLICE, key.namespace, labels={SERVICE_LABEL: key.name})
+    return count_ready(listing.items)
+
+
+def count_ready(slices: Iterable[Manifest]) -> dict[str, int]:
+    """Return by version how many endpoints are ready."""
+    counts: dict[str, int] = defaultdict(int)
+    for one in slices:
+        version = one["metadata"].get("labels", {}).get(VERSION_LABEL)
+        if version is not None and "deletionTimestamp" not in one["metadata"]:
+            ready = [end for end in one.get("endpoints") or () if end.get("conditions", {}).get("ready")]
+            counts[version] += len(ready)
+    return dict(counts)
+
+
+async def _metrics(
+    prometheus: Prometheus, spec: ModelServiceSpec, journal: Journal, key: Key, now: float
+) -> tuple[Metrics | None, str | None]:
+    if journal.stable is None or not look_is_due(journal, spec, now):
+        return None, None
+    try:
+        return await look(prometheus, key.namespace, key.name, spec, at=now), None
+    except Unavailable as error:
+        return None, str(error)
+
+
+def look_is_due(journal: Journal, spec: ModelServiceSpec, now: float) -> bool:
+    """Return whether the interval since the last look is over."""
+    if journal.looked is None:
+        return True
+    return now - journal.looked.time >= spec.rollout.interval_seconds * (1 - EARLY)

@@ -1,0 +1,84 @@
+"""Everything that one reconcile of a ModelService has read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from belvedere_operators.alerts.book import Book
+from belvedere_operators.controllers.modelservice.journal import Journal
+from belvedere_operators.controllers.modelservice.metrics import Metrics
+from belvedere_operators.delivery.rollout import Request
+from belvedere_platform.resources import Engine, ModelService, ModelVersion
+from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_platform.store import Manifest
+
+STALE_ALERT_SECONDS = 900.0
+"""A firing alert that was not repeated for so long is no longer believed."""
+
+LOST_PATH_SECONDS = 300.0
+"""Without a heartbeat for so long, alerts no longer reach us."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Frozen: `decide` depends on this and on nothing else."""
+
+    now: float
+    manifest: Manifest
+    service: ModelService
+    journal: Journal
+    journal_version: str | None = None
+    versions: Mapping[str, ModelVersion] = field(default_factory=dict)
+    """ModelVersions that exist, of those that matter here."""
+    version_manifests: Mapping[str, Manifest] = field(default_factory=dict)
+    engines: Mapping[str, Engine] = field(default_factory=dict)
+    """Engines that exist, by version."""
+    ray_services: Mapping[str, Manifest] = field(default_factory=dict)
+    """RayServices of this service that exist, by version."""
+    routable: Mapping[str, int] = field(default_factory=dict)
+    """Ready replicas by version, from EndpointSlices."""
+    cluster_cpus: float | None = None
+    """CPUs that replicas may use; None when the cluster does not say."""
+    cpus_of_others: float = 0.0
+    book: Book = field(default_factory=Book)
+    request: Request | None = None
+    metrics: Metrics | None = None
+    """Read in this reconcile; None when it is not time to look, or when it failed."""
+    metrics_problem: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The service's name."""
+        return str(self.manifest["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        """The service's namespace."""
+        return str(self.manifest["metadata"]["namespace"])
+
+    @property
+    def generation(self) -> int:
+        """The generation of the spec."""
+        return int(self.manifest["metadata"].get("generation", 1))
+
+    @property
+    def spec(self) -> ModelServiceSpec:
+        """What is asked."""
+        return self.service.spec
+
+    @property
+    def looked(self) -> bool:
+        """Whether this reconcile asked the metrics, with or without success."""
+        return self.metrics is not None or self.metrics_problem is not None
+
+
+def intent_of(spec: ModelServiceSpec) -> str:
+    """Return a digest of what the outcome of a rollout depends on.
+
+    Scaling and pausing are left out: an autoscaler or a `resume` must not bring an aborted candidate back.
+    """
+    fields = spec.model_dump(mode="json", by_alias=True, exclude={"scaling": True, "rollout": {"paused"}})
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
