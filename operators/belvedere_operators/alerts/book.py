@@ -24,6 +24,11 @@ ACTIONS: tuple[Authority, ...] = ("scaleOut", "pause", "abort", "hold")
 HEARTBEAT = "heartbeat"
 
 
+def alerts_name(service: str) -> str:
+    """Return the name of the ConfigMap with the alerts of a service."""
+    return f"{service}-alerts"
+
+
 class Told(Part):
     """One alert as last told."""
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
-from belvedere_operators.alerts.book import read_book
+from belvedere_operators.alerts.book import alerts_name, read_book
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.modelservice.journal import Journal, journal_name, read_journal
 from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
@@ -26,11 +26,6 @@ from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE, ENGINE, M
 REQUEST_ANNOTATION = "belvedere.dev/rollout-request"
 EARLY = 0.05
 """A look may come this share of the interval early: timers are not exact."""
-
-
-def alerts_name(service: str) -> str:
-    """Return the name of the ConfigMap with the alerts of a service."""
-    return f"{service}-alerts"
 
 
 def engine_name(version: str, spec: ModelServiceSpec) -> str:
