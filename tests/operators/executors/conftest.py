@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from belvedere_operators.executors.identity import find_instance
+from belvedere_operators.executors.identity import Identity, find_instance, wait_gone
 from belvedere_operators.executors.workload import Machine
 from belvedere_operators.runtime import Caches, ControlPlane, Runnable, SystemClock
-from belvedere_platform.errors import NotFound
 from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.embedded import EmbeddedStore
 
@@ -73,16 +73,21 @@ class World:
             raise AssertionError(f"{kind.kind} {name} did not become as wished: {seen.get('status')}") from None
         raise AssertionError("the watch ended")
 
-    async def gone(self, identities: set[Any], *, timeout_seconds: float = 20) -> None:
+    async def gone(self, identities: set[Identity], *, timeout_seconds: float = 20) -> None:
         """Wait until processes have ended."""
-        from belvedere_operators.executors.identity import wait_gone
-
         for identity in identities:
             assert await wait_gone(identity, timeout_seconds)
 
-    def running(self) -> set[Any]:
+    def running(self) -> set[Identity]:
         """Return the processes of this installation."""
         return find_instance(self.instance)
+
+    async def grown_to(self, num_processes: int) -> set[Identity]:
+        """Wait until so many processes run: a command comes a moment after its supervisor."""
+        async with asyncio.timeout(20):
+            while len(found := self.running()) != num_processes:  # noqa: ASYNC110 - other processes, no event
+                await asyncio.sleep(0.01)
+        return found
 
 
 @pytest.fixture
@@ -92,10 +97,5 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     world = World(home=tmp_path, store=store, instance=instance)
     yield world
     await store.close()
-    import signal
-
     for identity in world.running():
         identity.send(signal.SIGKILL)
-
-
-__all__ = ["NotFound", "World"]

@@ -57,12 +57,10 @@ async def test_deployment_runs_its_replicas_and_deleting_it_ends_them(world: Wor
         await world.apply(workload("Deployment", "exec sleep 300", replicas=2))
         seen = await world.until(DEPLOYMENT, "it", ready)
         assert condition(seen, "Available")["status"] == "True"
-        running = world.running()
-        assert len(running) == 4, "two commands and their supervisors"
+        await world.grown_to(4)  # two commands and their supervisors
         await world.apply(workload("Deployment", "exec sleep 300", replicas=1))
         await world.until(DEPLOYMENT, "it", ready)
-        assert len(world.running()) == 2
-        left = world.running()
+        left = await world.grown_to(2)
         await world.store.delete(DEPLOYMENT, "it", "default")
         await world.gone(left)
 
@@ -71,21 +69,21 @@ async def test_deployment_is_adopted_and_not_started_twice(world: World) -> None
     async with world.control_plane(deployment_executor):
         await world.apply(workload("Deployment", "exec sleep 300", replicas=2))
         await world.until(DEPLOYMENT, "it", ready)
-    before, running = pids(world.home), world.running()
-    assert len(running) == 4, "the control plane is gone, the processes are not"
+    before = pids(world.home)
+    running = await world.grown_to(4)  # the control plane is gone, the processes are not
     async with world.control_plane(deployment_executor):
         await world.apply(workload("Deployment", "exec sleep 300", replicas=3))
         await world.until(DEPLOYMENT, "it", ready)
         after = pids(world.home)
         assert {slot: after[slot] for slot in before} == before
-        assert running < world.running()
+        assert running < await world.grown_to(6)
 
 
 async def test_deleted_while_the_control_plane_was_away(world: World) -> None:
     async with world.control_plane(deployment_executor):
         await world.apply(workload("Deployment", "exec sleep 300"))
         await world.until(DEPLOYMENT, "it", ready)
-    running = world.running()
+    running = await world.grown_to(2)
     await world.store.delete(DEPLOYMENT, "it", "default")
     async with world.control_plane(deployment_executor):
         await world.gone(running)
@@ -109,7 +107,7 @@ async def test_killed_process_is_noticed_at_once(world: World) -> None:
         await world.apply(workload("Deployment", "exec sleep 300"))
         await world.until(DEPLOYMENT, "it", ready)
         pid, start = next(iter(pids(world.home).values())).split()
-        before = world.running()
+        before = await world.grown_to(2)
         child = next(iter(before - {Identity(pid=int(pid), start_ticks=int(start))}))
         child.send(signal.SIGKILL)
         await world.until(DEPLOYMENT, "it", lambda m: "exited with 137" in condition(m, "Available").get("message", ""))
