@@ -13,10 +13,12 @@ def status_fields(status: Status) -> dict[str, Any]:
     return status.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
-async def write_status(store: ObjectStore, manifest: Manifest, status: Status, *, field_manager: str) -> bool:
-    """Apply the status if it differs from the one in the manifest, and return whether it did."""
-    fields = status_fields(status)
-    if fields == manifest.get("status"):
+async def write_status(
+    store: ObjectStore, manifest: Manifest, before: Status | None, status: Status, *, field_manager: str
+) -> bool:
+    """Apply the status if it differs from the one before, and return whether it did."""
+    # Compared as models: the stored one may have defaults written out.
+    if status == before:
         return False
     metadata = manifest["metadata"]
     await store.apply_status(
@@ -24,7 +26,7 @@ async def write_status(store: ObjectStore, manifest: Manifest, status: Status, *
             "apiVersion": manifest["apiVersion"],
             "kind": manifest["kind"],
             "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
-            "status": fields,
+            "status": status_fields(status),
         },
         field_manager=field_manager,
     )

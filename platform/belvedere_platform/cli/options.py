@@ -136,7 +136,7 @@ def settings(context: click.Context | None = None) -> Settings:
     # A home given by hand speaks for all that is in it, against the environment.
     environment = {} if option("home") is not None else os.environ
     home = Path(option("home") or environment.get("BELVEDERE_HOME") or "~/.belvedere").expanduser().absolute()
-    embedded = "kubernetes://" if called_as_kubectl_plugin() else f"sqlite:///{home / 'store.sqlite'}"
+    embedded = "kubernetes://" if called_as_kubectl_plugin() else f"sqlite:///{home / 'store.db'}"
     return Settings(
         home=home,
         store_url=option("store") or environment.get("BELVEDERE_STORE") or embedded,

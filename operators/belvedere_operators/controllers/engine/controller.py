@@ -88,9 +88,10 @@ class EngineReconciler:
         decision = decide(state)
         for child in decision.children:
             await self._context.store.apply(child, field_manager=FIELD_MANAGER)
-        before = state.engine.status.conditions if state.engine.status is not None else ()
-        if await write_status(self._context.store, manifest, decision.status, field_manager=FIELD_MANAGER):
-            ready, was = find_condition(decision.status.conditions, "Ready"), find_condition(before, "Ready")
+        before = state.engine.status
+        if await write_status(self._context.store, manifest, before, decision.status, field_manager=FIELD_MANAGER):
+            ready = find_condition(decision.status.conditions, "Ready")
+            was = find_condition(before.conditions, "Ready") if before is not None else None
             if ready is not None and (was is None or was.reason != ready.reason):
                 refused = ready.reason in ("ParityFailed", "LatencyBudgetExceeded", "BuildFailed")
                 await self._events.record(manifest, "Warning" if refused else "Normal", ready.reason, ready.message)

@@ -121,7 +121,8 @@ class ModelVersionReconciler:
             return None
         manifest, state = gathered
         decision = decide(state)
-        if await write_status(self._context.store, manifest, decision.status, field_manager=FIELD_MANAGER):
+        before = state.version.status
+        if await write_status(self._context.store, manifest, before, decision.status, field_manager=FIELD_MANAGER):
             ready = decision.status.conditions[-1]
             await self._events.record(
                 manifest, "Normal" if ready.status == "True" else "Warning", ready.reason, ready.message

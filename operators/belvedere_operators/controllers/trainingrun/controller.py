@@ -7,7 +7,7 @@ import asyncio
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
-from belvedere_operators.controllers.trainingrun.state import gather
+from belvedere_operators.controllers.trainingrun.state import State, gather
 from belvedere_operators.manifests.rayjob import RUN_LABEL
 from belvedere_operators.runtime import (
     After,
@@ -38,7 +38,7 @@ class TrainingRunReconciler:
         manifest, state = gathered
         decision = decide(state)
         await self._apply(decision)
-        await self._report(manifest, decision)
+        await self._report(manifest, state, decision)
         return None if decision.after_seconds is None else After(decision.after_seconds)
 
     async def _apply(self, decision: Decision) -> None:
@@ -48,8 +48,10 @@ class TrainingRunReconciler:
         for child in decision.children:
             await self._context.store.apply(child, field_manager=FIELD_MANAGER)
 
-    async def _report(self, manifest: Manifest, decision: Decision) -> None:
-        changed = await write_status(self._context.store, manifest, decision.status, field_manager=FIELD_MANAGER)
+    async def _report(self, manifest: Manifest, state: State, decision: Decision) -> None:
+        changed = await write_status(
+            self._context.store, manifest, state.run.status, decision.status, field_manager=FIELD_MANAGER
+        )
         if changed:
             for one in decision.happenings:
                 await self._events.record(manifest, one.type, one.reason, one.message)
