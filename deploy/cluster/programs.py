@@ -1,0 +1,177 @@
+"""The three programs of a control plane on loopback: what each is started with, and how one sees that it serves."""
+
+from __future__ import annotations
+
+import socket
+from base64 import b64encode
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from certificates import Authority, Files, service_account_keys
+
+# What the embedded store does by itself, and no more: nothing else may act on the objects of a test.
+CONTROLLERS = ("garbage-collector-controller", "namespace-controller")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """One loopback port a listener."""
+
+    etcd_clients: int
+    etcd_peers: int
+    api_server: int
+    controllers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program to start, and the URL that answers 200 when it serves."""
+
+    name: str
+    arguments: tuple[str, ...]
+    health_url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificates:
+    """Who is who in one control plane."""
+
+    authority: Path
+    etcd: Files
+    api_server: Files
+    controllers: Files
+    admin: Files
+    service_accounts: Files
+
+
+def make_certificates(folder: Path) -> Certificates:
+    """Issue every certificate that the programs and the user need."""
+    authority = Authority(folder)
+    return Certificates(
+        authority=authority.certificate,
+        etcd=authority.issue("etcd", "etcd", server=True),
+        api_server=authority.issue("api-server", "kube-apiserver", server=True),
+        controllers=authority.issue(
+            "controllers", "system:kube-controller-manager", groups=("system:masters",), server=True
+        ),
+        admin=authority.issue("admin", "belvedere-admin", groups=("system:masters",)),
+        service_accounts=service_account_keys(folder),
+    )
+
+
+def free_ports() -> Ports:
+    """Return ports that nobody listens on. All are held until all are chosen, so no two are the same."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        first, second, third, fourth = (each.getsockname()[1] for each in sockets)
+    return Ports(etcd_clients=first, etcd_peers=second, api_server=third, controllers=fourth)
+
+
+def programs(directory: Path, ports: Ports, certificates: Certificates) -> tuple[Program, Program, Program]:
+    """Return etcd, the API server and the controller manager, in the order in which they are started."""
+    return (
+        _etcd(directory, ports, certificates),
+        _api_server(ports, certificates),
+        _controller_manager(directory, ports, certificates),
+    )
+
+
+def _etcd(directory: Path, ports: Ports, certificates: Certificates) -> Program:
+    clients, peers = (f"https://127.0.0.1:{port}" for port in (ports.etcd_clients, ports.etcd_peers))
+    flags = {
+        "name": "default",
+        "data-dir": directory / "etcd",
+        "listen-client-urls": clients,
+        "advertise-client-urls": clients,
+        "listen-peer-urls": peers,
+        "initial-advertise-peer-urls": peers,
+        "initial-cluster": f"default={peers}",
+        "cert-file": certificates.etcd.certificate,
+        "key-file": certificates.etcd.key,
+        "trusted-ca-file": certificates.authority,
+        "client-cert-auth": "true",
+        "peer-cert-file": certificates.etcd.certificate,
+        "peer-key-file": certificates.etcd.key,
+        "peer-trusted-ca-file": certificates.authority,
+        "peer-client-cert-auth": "true",
+        # The state lives as long as the tests do; waiting for the disk would only make them slow.
+        "unsafe-no-fsync": "true",
+        "logger": "zap",
+        "log-level": "warn",
+    }
+    return Program(name="etcd", arguments=_arguments(flags.items()), health_url=f"{clients}/health")
+
+
+def _api_server(ports: Ports, certificates: Certificates) -> Program:
+    flags = {
+        "bind-address": "127.0.0.1",
+        "advertise-address": "127.0.0.1",
+        "secure-port": ports.api_server,
+        # The address is loopback, which the Endpoints of the service "kubernetes" may not hold.
+        "endpoint-reconciler-type": "none",
+        "etcd-servers": f"https://127.0.0.1:{ports.etcd_clients}",
+        "etcd-cafile": certificates.authority,
+        "etcd-certfile": certificates.etcd.certificate,
+        "etcd-keyfile": certificates.etcd.key,
+        "client-ca-file": certificates.authority,
+        "tls-cert-file": certificates.api_server.certificate,
+        "tls-private-key-file": certificates.api_server.key,
+        "service-account-issuer": "https://kubernetes.default.svc",
+        "service-account-key-file": certificates.service_accounts.certificate,
+        "service-account-signing-key-file": certificates.service_accounts.key,
+        "service-cluster-ip-range": "10.96.0.0/16",
+        "authorization-mode": "RBAC",
+        "profiling": "false",
+    }
+    url = f"https://127.0.0.1:{ports.api_server}/readyz"
+    return Program(name="kube-apiserver", arguments=_arguments(flags.items()), health_url=url)
+
+
+def _controller_manager(directory: Path, ports: Ports, certificates: Certificates) -> Program:
+    kubeconfig = directory / "controllers.kubeconfig"
+    write_kubeconfig(kubeconfig, ports, certificates, certificates.controllers)
+    flags = {
+        "kubeconfig": kubeconfig,
+        "authentication-kubeconfig": kubeconfig,
+        "authorization-kubeconfig": kubeconfig,
+        "controllers": ",".join(CONTROLLERS),
+        "bind-address": "127.0.0.1",
+        "secure-port": ports.controllers,
+        "tls-cert-file": certificates.controllers.certificate,
+        "tls-private-key-file": certificates.controllers.key,
+        "leader-elect": "false",
+        "profiling": "false",
+    }
+    url = f"https://127.0.0.1:{ports.controllers}/healthz"
+    return Program(name="kube-controller-manager", arguments=_arguments(flags.items()), health_url=url)
+
+
+def write_kubeconfig(path: Path, ports: Ports, certificates: Certificates, user: Files) -> None:
+    """Write a kubeconfig that needs no other file, for its owner alone."""
+    authority, certificate, key = (_base64(file) for file in (certificates.authority, user.certificate, user.key))
+    path.touch(mode=0o600)
+    path.write_text(
+        f"""apiVersion: v1
+kind: Config
+current-context: belvedere
+contexts: [{{name: belvedere, context: {{cluster: belvedere, user: belvedere}}}}]
+clusters:
+- name: belvedere
+  cluster: {{server: "https://127.0.0.1:{ports.api_server}", certificate-authority-data: {authority}}}
+users:
+- name: belvedere
+  user: {{client-certificate-data: {certificate}, client-key-data: {key}}}
+"""
+    )
+
+
+def _base64(path: Path) -> str:
+    return b64encode(path.read_bytes()).decode()
+
+
+def _arguments(flags: Iterable[tuple[str, object]]) -> tuple[str, ...]:
+    return tuple(f"--{name}={value}" for name, value in flags)
