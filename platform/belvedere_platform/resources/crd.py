@@ -84,7 +84,9 @@ def _structural(node: Schema, definitions: dict[str, Schema], *, defaults: bool)
         result["items"] = _structural(node["items"], definitions, defaults=defaults)
     if result["type"] == "object":
         result |= _members(node, definitions, defaults=defaults)
-        if "properties" in result and "default" in result and result["default"] == _filled(result, {}):
+        # The API server checks a default against the rules before it fills in what is inside it.
+        ruled = "x-kubernetes-validations" in result
+        if "properties" in result and "default" in result and not ruled and result["default"] == _filled(result, {}):
             result["default"] = {}
     return result
 
