@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
 from belvedere_platform.resources.engine import EngineSpec
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB
 
-VERSION_LABEL = "belvedere.dev/version"
 ENGINE_LABEL = "belvedere.dev/engine"
 
 
@@ -46,7 +46,7 @@ def engine_job(
     labels = {
         ENGINE_LABEL: metadata["name"],
         VERSION_LABEL: spec.model_version,
-        "app.kubernetes.io/managed-by": "belvedere",
+        **MANAGED_BY,
     }
     container = {
         "name": "build",
@@ -62,7 +62,9 @@ def engine_job(
             "name": engine_job_name(metadata["name"]),
             "namespace": metadata["namespace"],
             "labels": labels,
-            "ownerReferences": [_owner(metadata)],
+            "ownerReferences": [
+                owner_reference({"apiVersion": ENGINE.api_version, "kind": ENGINE.kind, "metadata": metadata})
+            ],
         },
         "spec": {
             "backoffLimit": 1,
@@ -71,15 +73,4 @@ def engine_job(
                 "spec": {"restartPolicy": "Never", "containers": [container]},
             },
         },
-    }
-
-
-def _owner(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": ENGINE.api_version,
-        "kind": ENGINE.kind,
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from belvedere_operators.manifests.ownership import MANAGED_BY, owner_reference
 from belvedere_platform.resources.training_run import TrainingRunSpec, WorkerResources
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_JOB, TRAINING_RUN
@@ -74,9 +75,13 @@ def ray_job(
         "metadata": {
             "name": ray_job_name(metadata["name"], attempt),
             "namespace": metadata["namespace"],
-            "labels": {RUN_LABEL: metadata["name"], "app.kubernetes.io/managed-by": "belvedere"},
+            "labels": {RUN_LABEL: metadata["name"], **MANAGED_BY},
             "annotations": annotations,
-            "ownerReferences": [_owner(metadata)],
+            "ownerReferences": [
+                owner_reference(
+                    {"apiVersion": TRAINING_RUN.api_version, "kind": TRAINING_RUN.kind, "metadata": metadata}
+                )
+            ],
         },
         "spec": {
             "entrypoint": f"belvedere train --config-env {CONFIG_VARIABLE}",
@@ -89,17 +94,6 @@ def ray_job(
             "suspend": spec.suspend,
             "rayClusterSpec": _cluster(spec, environment, image),
         },
-    }
-
-
-def _owner(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": TRAINING_RUN.api_version,
-        "kind": TRAINING_RUN.kind,
-        "name": metadata["name"],
-        "uid": metadata["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
     }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from belvedere_platform.artifacts.layout import ArtifactKind, Descriptor
+from belvedere_platform.artifacts.layout import Descriptor
 
 OWN_TAGS = ("models/*", "runs/*", "engines/*")
 
@@ -33,14 +33,17 @@ def references(objects: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def needed(
-    artifacts: Iterable[Descriptor], objects: Iterable[Mapping[str, Any]], *, keep_tags: Iterable[str] = ()
+    artifacts: Iterable[Descriptor],
+    objects: Iterable[Mapping[str, Any]],
+    *,
+    built_from: Mapping[str, str],
+    keep_tags: Iterable[str] = (),
 ) -> set[str]:
-    """Return the digests to keep. An engine is kept as long as the model it was built from, its subject, is referred to."""
+    """Return the digests to keep. `built_from` is the model of each engine: an engine is kept while its model is referred to."""
     referred, patterns = references(objects), tuple(keep_tags)
-    artifacts = list(artifacts)
 
     def wanted(one: Descriptor) -> bool:
-        if one.digest in referred or (one.kind is ArtifactKind.ENGINE and one.subject in referred):
+        if one.digest in referred or built_from.get(one.digest) in referred:
             return True
         return any(
             _matches(tag, patterns) or _matches(tag, referred) or not _matches(tag, OWN_TAGS) for tag in one.tags

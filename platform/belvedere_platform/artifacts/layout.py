@@ -52,6 +52,8 @@ _FILE_TYPES = {
     ArtifactKind.DATASET: "application/vnd.belvedere.dataset.file.v1.raw",
     ArtifactKind.ENGINE: "application/vnd.belvedere.engine.file.v1.raw",
 }
+# Exported programs hold the weights too.
+_WEIGHT_SUFFIXES = (".safetensors", ".onnx", ".pt2")
 _WEIGHT_CONFIG_NAMES = frozenset({"model.json", "config.json", "tokenizer.json", "preprocess.json"})
 
 
@@ -112,7 +114,7 @@ def media_type_of(kind: ArtifactKind, name: str) -> str:
     """Return a file's layer media type; in ModelPack weights, their configuration and documents differ."""
     if kind is not ArtifactKind.MODEL:
         return _FILE_TYPES[kind]
-    if name.endswith(".safetensors"):
+    if name.endswith(_WEIGHT_SUFFIXES):
         return _MODEL_WEIGHT
     return _MODEL_WEIGHT_CONFIG if name in _WEIGHT_CONFIG_NAMES else _MODEL_DOCUMENT
 

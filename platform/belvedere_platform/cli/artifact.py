@@ -144,7 +144,10 @@ def gc(dry_run: bool, keep_tags: tuple[str, ...], output: str) -> None:
             return [item for listing in listings for item in listing.items]
 
     store, objects = artifact_store(), run(read())
-    garbage = store.collect_garbage(needed(store.list(), objects, keep_tags=keep_tags), dry_run=dry_run)
+    found = store.list()
+    models = {one.digest: store.config(one.digest).get("modelDigest", "") for one in found if one.kind == "engine"}
+    keep = needed(found, objects, built_from=models, keep_tags=keep_tags)
+    garbage = store.collect_garbage(keep, dry_run=dry_run)
     if output != "table":
         removed = [_plain(one) for one in garbage.artifacts]
         emit(

@@ -116,7 +116,7 @@ def is_over(manifest: dict[str, Any]) -> bool:
 
 def _folder(root: Path, manifest: dict[str, Any]) -> Path:
     metadata = manifest["metadata"]
-    return root / metadata["namespace"] / manifest["kind"].lower() / metadata["name"]
+    return root.joinpath(metadata["namespace"], manifest["kind"].lower(), metadata["name"])
 
 
 class _Reader:
