@@ -131,7 +131,7 @@ def _unless_both(subject: Subject, spec: ModelServiceSpec, share: Share, count: 
 
 def _burning(subject: Subject, spec: ModelServiceSpec, share: Share, count: Share, budget: float, version: str) -> str:
     only = (
-        f'and on (version) {metrics.REQUESTS}{{namespace="{subject.namespace}",service="{subject.service}",'
+        f'and on (version) {metrics.IN_FLIGHT}{{namespace="{subject.namespace}",service="{subject.service}",'
         f'version="{version}"}}'
     )
     tiers: Sequence[str] = [

@@ -1,0 +1,286 @@
+"""Whole rollouts, from one version to the next, on the real embedded store."""
+
+from __future__ import annotations
+
+import json
+
+from belvedere_platform.store.kinds import CONFIG_MAP, EVENT, PROMETHEUS_RULE, RAY_SERVICE
+
+
+async def test_the_first_version_is_served_without_a_rollout(serving):
+    status = await serving.status()
+    assert status["stable"]["version"] == "v1"
+    assert status["stable"]["routableReplicas"] == 1
+    assert "rollout" not in status
+    assert (await serving.condition("Ready"))["status"] == "True"
+    assert (await serving.condition("RolloutProgressing"))["reason"] == "Complete"
+    assert await serving.get(PROMETHEUS_RULE, "search-slo") is not None
+
+
+async def test_nothing_is_routed_before_a_replica_is_ready(world):
+    await world.add_version("v1")
+    world.unroutable.add("v1")
+    await world.ask("v1")
+    await world.reconcile()
+    await world.run(3)
+    assert await world.route() is None
+    assert (await world.condition("Ready"))["reason"] == "WaitingForReplicas"
+
+
+async def test_a_good_candidate_is_promoted_step_by_step(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(300, until="Promoted")
+    status = await serving.status()
+    assert status["rollout"]["phase"] == "Promoted", status["evidence"]
+    assert status["stable"]["version"] == "v2"
+    assert await serving.weights() == {"v2": 100}
+    moves = [one["inputs"]["toWeight"] for one in status["decisions"] if one["decision"] in ("SetWeight", "Promote")]
+    assert moves == [10, 50, 100]
+    assert await serving.running() == {"v1", "v2"}
+    await serving.run(22)
+    assert await serving.running() == {"v2"}
+
+
+async def test_a_failing_candidate_loses_its_traffic_in_the_deciding_reconcile(serving):
+    await serving.add_version("v2")
+    serving.traffic.behaviour["v2"].error_rate = 0.4
+    await serving.ask("v2")
+    passed = await serving.run(120, until="Aborted")
+    assert passed < 60
+    assert await serving.weights() == {"v1": 100}
+    assert (await serving.decisions())[-1] == ("Abort", "judge:errors")
+    assert (await serving.condition("Degraded"))["reason"] == "CandidateRejected"
+    await serving.run(12)
+    assert await serving.running() == {"v1"}
+    events = [one["reason"] for one in (await serving.store.list(EVENT, "default")).items]
+    assert "Abort" in events
+
+
+async def test_a_slow_candidate_is_reverted(serving):
+    await serving.add_version("v2")
+    serving.traffic.behaviour["v2"].milliseconds = 400
+    await serving.ask("v2")
+    assert await serving.run(120, until="Aborted") < 60
+    assert (await serving.decisions())[-1] == ("Abort", "judge:latency")
+
+
+async def test_a_wrong_candidate_is_seen_by_the_shadow_gate_alone(serving):
+    await serving.add_version("v2")
+    serving.traffic.behaviour["v2"].agreement = {"embed_text": 0.02, "embed_image": 1.0}
+    await serving.ask("v2", rollout={"gates": {"errors": {}, "latency": {}, "shadow": {"samplePercent": 20}}})
+    assert await serving.run(120, until="Aborted") < 60
+    assert (await serving.decisions())[-1] == ("Abort", "shadow")
+    assert "shadow" not in (await serving.route())
+
+
+async def test_an_aborted_candidate_is_not_tried_again_until_the_intent_changes(serving):
+    await serving.add_version("v2")
+    serving.traffic.behaviour["v2"].error_rate = 0.5
+    await serving.ask("v2")
+    await serving.run(120, until="Aborted")
+    await serving.run(30)
+    await serving.ask("v2", scaling={"minReplicas": 1, "maxReplicas": 2})
+    await serving.run(10)
+    assert (await serving.status())["rollout"]["phase"] == "Aborted"
+    serving.traffic.behaviour["v2"].error_rate = 0.0
+    await serving.ask("v2", rollout={"deadlineSeconds": 700})
+    await serving.run(300, until="Promoted")
+    assert (await serving.status())["stable"]["version"] == "v2"
+
+
+async def test_without_traffic_nothing_moves(serving):
+    serving.traffic.rate = 0.0
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(60)
+    status = await serving.status()
+    assert status["rollout"]["phase"] == "Progressing"
+    assert status["candidate"]["desiredWeight"] == 10
+    assert (await serving.condition("RolloutProgressing"))["reason"] == "NoTraffic"
+
+
+async def test_without_prometheus_nothing_moves_and_the_reason_is_said(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(4)
+    serving.traffic.down = True
+    await serving.run(30)
+    assert (await serving.status())["candidate"]["desiredWeight"] == 10
+    assert (await serving.condition("Degraded"))["reason"] == "MetricsUnavailable"
+    serving.traffic.down = False
+    await serving.run(300, until="Promoted")
+    assert (await serving.status())["stable"]["version"] == "v2"
+
+
+async def test_a_candidate_whose_engine_fails_parity_gets_no_traffic(serving):
+    await serving.add_version("v2", engine_reason="ParityFailed")
+    await serving.ask("v2")
+    await serving.run(5)
+    assert (await serving.condition("RolloutProgressing"))["reason"] == "EngineRefused"
+    assert (await serving.condition("EngineReady"))["reason"] == "ParityFailed"
+    assert "cosine 0.41" in (await serving.condition("RolloutProgressing"))["message"]
+    assert await serving.weights() == {"v1": 100}
+    assert await serving.running() == {"v1"}
+
+
+async def test_a_missing_version_is_refused_with_its_name(serving):
+    await serving.ask("v9")
+    await serving.run(3)
+    accepted = await serving.condition("Accepted")
+    assert accepted["reason"] == "ModelVersionNotFound"
+    assert "v9" in accepted["message"]
+    assert await serving.weights() == {"v1": 100}
+
+
+async def test_a_version_of_another_model_is_refused(serving):
+    await serving.add_version("v2", model="other")
+    await serving.ask("v2")
+    await serving.run(3)
+    assert (await serving.condition("Accepted"))["reason"] == "ModelMismatch"
+
+
+async def test_a_person_aborts_and_promotes(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(6)
+    request = {"verb": "abort", "candidate": "v2", "id": "1"}
+    await serving.ask("v2", annotations={"belvedere.dev/rollout-request": json.dumps(request)})
+    await serving.run(1)
+    assert (await serving.decisions())[-1] == ("Abort", "person")
+    assert (await serving.status())["rollout"]["lastRequestId"] == "1"
+    await serving.add_version("v3")
+    await serving.ask("v3", annotations={"belvedere.dev/rollout-request": json.dumps(request)})
+    await serving.run(4)
+    promote = {"verb": "promote", "candidate": "v3", "id": "2"}
+    await serving.ask("v3", annotations={"belvedere.dev/rollout-request": json.dumps(promote)})
+    await serving.run(3)
+    assert (await serving.decisions())[-1] == ("Promote", "person")
+    assert await serving.weights() == {"v3": 100}
+
+
+async def test_a_pause_holds_and_a_harmful_candidate_goes_all_the_same(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(4)
+    await serving.ask("v2", rollout={"paused": True})
+    await serving.run(30)
+    assert (await serving.status())["rollout"]["phase"] == "Paused"
+    assert (await serving.weights())["v2"] == 10
+    serving.traffic.behaviour["v2"].error_rate = 0.5
+    await serving.run(60, until="Aborted")
+    assert await serving.weights() == {"v1": 100}
+
+
+async def test_the_deadline_pauses_until_someone_resumes(serving):
+    await serving.add_version("v2")
+    serving.traffic.rate = 0
+    await serving.ask("v2", rollout={"deadlineSeconds": 20})
+    await serving.run(25)
+    assert (await serving.decisions())[-1] == ("Pause", "deadline")
+    serving.traffic.rate = 200
+    resume = {"verb": "resume", "id": "9"}
+    await serving.ask(
+        "v2",
+        rollout={"deadlineSeconds": 20},
+        annotations={"belvedere.dev/rollout-request": json.dumps(resume)},
+    )
+    await serving.run(2)
+    assert (await serving.status())["rollout"]["phase"] == "Progressing"
+
+
+async def test_an_alert_about_the_candidate_aborts_and_one_about_the_stable_version_does_not(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(5)
+    await serving.fire("CandidateErrorBudgetBurn", "abort", version="v1")
+    await serving.run(2)
+    assert (await serving.status())["rollout"]["phase"] == "Progressing"
+    await serving.fire("CandidateErrorBudgetBurn", "abort", version="v2")
+    await serving.reconcile()
+    assert (await serving.decisions())[-1] == ("Abort", "alert:CandidateErrorBudgetBurn")
+
+
+async def test_an_alert_of_an_earlier_try_does_not_abort_the_next(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(5)
+    await serving.fire("CandidateErrorBudgetBurn", "abort", version="v2")
+    await serving.run(15)
+    await serving.ask("v2", rollout={"deadlineSeconds": 700})
+    await serving.run(5)
+    assert (await serving.status())["rollout"]["phase"] == "Progressing"
+
+
+async def test_scale_out_never_touches_the_rollout_and_comes_back_in(serving):
+    await serving.fire("ServiceOverloaded", "scaleOut")
+    serving.traffic.in_flight = 12.0
+    await serving.run(3)
+    assert await serving.replicas_of("v1") == 2
+    await serving.run(12)
+    assert await serving.replicas_of("v1") == 3
+    await serving.fire("ServiceOverloaded", "scaleOut", status="resolved")
+    serving.traffic.in_flight = 0.5
+    await serving.ask("v1", scaling={"minReplicas": 1, "maxReplicas": 3, "scaleInDelaySeconds": 20})
+    await serving.run(25)
+    assert await serving.replicas_of("v1") == 2
+    decisions = [one[0] for one in await serving.decisions()]
+    assert decisions == ["ScaleOut", "ScaleOut", "ScaleIn"]
+
+
+async def test_the_stable_version_stays_warm_during_a_rollout(serving):
+    await serving.ask("v1", scaling={"minReplicas": 2, "maxReplicas": 3})
+    await serving.run(5)
+    serving.traffic.in_flight = 0.0
+    await serving.add_version("v2")
+    await serving.ask(
+        "v2", scaling={"minReplicas": 1, "maxReplicas": 3, "scaleInDelaySeconds": 1}, rollout={"paused": True}
+    )
+    await serving.run(30)
+    assert await serving.replicas_of("v1") == 2
+
+
+async def test_a_rollout_that_does_not_fit_waits_and_says_what_is_missing(serving):
+    from dataclasses import replace
+
+    serving.settings = replace(serving.settings, cluster_cpus=1.0)
+    serving.use(serving.store)
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(5)
+    capacity = await serving.condition("CapacityAvailable")
+    assert (capacity["status"], capacity["reason"]) == ("False", "WaitingForCapacity")
+    assert "1 x v2" in capacity["message"]
+    assert await serving.get(RAY_SERVICE, "search-v2") is None
+
+
+async def test_a_candidate_that_loses_its_replicas_loses_its_traffic(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(5)
+    assert (await serving.weights())["v2"] == 10
+    serving.unroutable.add("v2")
+    await serving.run(2)
+    assert await serving.weights() == {"v1": 100}
+    assert (await serving.status())["rollout"]["phase"] == "Preparing"
+
+
+async def test_another_version_replaces_the_candidate(serving):
+    for version in ("v2", "v3"):
+        await serving.add_version(version)
+    await serving.ask("v2")
+    await serving.run(5)
+    await serving.ask("v3")
+    await serving.run(2)
+    assert "v2" not in await serving.weights()
+    await serving.run(300, until="Promoted")
+    assert (await serving.status())["stable"]["version"] == "v3"
+
+
+async def test_a_deleted_service_takes_its_children_along(serving):
+    from belvedere_platform.store.kinds import MODEL_SERVICE
+
+    await serving.store.delete(MODEL_SERVICE, "search", "default")
+    await serving.reconcile()
+    assert await serving.running() == set()
+    assert await serving.get(CONFIG_MAP, "search-evidence") is None
