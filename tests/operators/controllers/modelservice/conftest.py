@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -311,12 +311,23 @@ def _slice(name: str, version: str, service: Manifest, *, ready: bool) -> Manife
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    clock = FakeClock()
-    store = EmbeddedStore(tmp_path / "store.sqlite", clock=clock)
-    made = World(store, clock)
-    yield made
-    await store.close()
+async def make_world(tmp_path: Path) -> AsyncIterator[Callable[[], Awaitable[World]]]:
+    stores: list[EmbeddedStore] = []
+
+    async def make() -> World:
+        clock = FakeClock()
+        store = EmbeddedStore(tmp_path / f"store{len(stores)}.sqlite", clock=clock)
+        stores.append(store)
+        return World(store, clock)
+
+    yield make
+    for store in stores:
+        await store.close()
+
+
+@pytest.fixture
+async def world(make_world: Callable[[], Awaitable[World]]) -> World:
+    return await make_world()
 
 
 @pytest.fixture
