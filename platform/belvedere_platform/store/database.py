@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,8 +107,7 @@ class _Worker:
 
 def connect_file(path: Path) -> sqlite3.Connection:
     """Open the file, made readable for its owner alone because it holds Secrets, and lay out its tables if it is new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    _create(path)
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         _use_write_ahead_log(connection)
@@ -132,6 +132,25 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             time.sleep(0.005)
         else:
             return
+
+
+def _create(path: Path) -> None:
+    """Make an empty file that only its owner can read, unless there is one.
+
+    It is linked into place, never opened there: closing any descriptor of a file drops every lock that this process
+    holds on it, and another process would then remove the log that we still write to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        os.link(name, path)
+    except FileExistsError:
+        return
+    finally:
+        os.unlink(name)
 
 
 def _lay_out(connection: sqlite3.Connection, path: Path) -> None:
