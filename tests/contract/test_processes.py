@@ -54,19 +54,6 @@ def start() -> Iterator[Start]:
         process.communicate(timeout=60)
 
 
-def config_map(name, data, **metadata):
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default", **metadata}, "data": data}
-"""
-
-
-def start(script: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start another process that runs a script on the store."""
-    code = PREAMBLE + textwrap.dedent(script)
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 def config_map(name: str, data: dict[str, str]) -> Manifest:
     return {
         "apiVersion": "v1",
