@@ -108,7 +108,8 @@ async def test_a_watch_sees_every_write_of_other_processes_in_order(tmp_path: Pa
         await store.close()
     asyncio.run(main())
     """
-    processes = [start(script, path, ROUNDS, f"writer-{number}") for number in range(WRITERS)]
+    for number in range(WRITERS):
+        start(script, path, ROUNDS, f"writer-{number}")
     seen: dict[str, list[str]] = {}
     versions: list[int] = []
     async with asyncio.timeout(60):
@@ -124,7 +125,9 @@ async def test_a_watch_sees_every_write_of_other_processes_in_order(tmp_path: Pa
 
 
 @pytest.mark.parametrize("after_lines", [1, 7, 20])
-async def test_a_writer_killed_at_any_moment_leaves_whole_objects(tmp_path: Path, start: Start, after_lines: int) -> None:
+async def test_a_writer_killed_at_any_moment_leaves_whole_objects(
+    tmp_path: Path, start: Start, after_lines: int
+) -> None:
     """Each write changes an object, its child and the log. After kill -9 they agree, and what was confirmed is there."""
     path = tmp_path / "store.db"
     script = """
