@@ -128,7 +128,9 @@ async def watch_events(
             if not batch.complete:
                 continue
             try:
-                await asyncio.wait_for(changed.wait(), bookmark_seconds)
+                # Not wait_for: in Python 3.11 it loses a cancellation that comes in the same turn as the change.
+                async with asyncio.timeout(bookmark_seconds):
+                    await changed.wait()
             except TimeoutError:
                 yield WatchEvent(type="BOOKMARK", object={"metadata": {"resourceVersion": str(version)}})
 
