@@ -17,10 +17,11 @@ class ArtifactNotFound(NotFound):
 class CorruptBlob(CorruptData):
     """A blob's bytes do not have the digest that names them."""
 
-    def __init__(self, *, where: str, name: str, expected: str, got: str) -> None:
+    def __init__(self, *, where: str, name: str, expected: str, got: str | None) -> None:
         self.expected, self.got = expected, got
+        found = "the blob is missing" if got is None else f"its bytes have the digest {got}"
         super().__init__(
-            f"{name} is corrupt in {where}: its bytes have the digest {got}, expected {expected}; "
+            f"{name} is corrupt in {where}: {found}, expected {expected}; "
             "push the artifact again (a push replaces damaged blobs), or restore the store from a copy"
         )
 

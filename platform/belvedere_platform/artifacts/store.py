@@ -193,7 +193,7 @@ class ArtifactStore:
             with self._storage.open(_blob_path(digest)) as stored:
                 content = stored.read()
         except FileNotFoundError as error:
-            raise CorruptBlob(where=self.url, name=name, expected=digest, got="(the blob is missing)") from error
+            raise CorruptBlob(where=self.url, name=name, expected=digest, got=None) from error
         if (got := digest_of(content)) != digest:
             raise CorruptBlob(where=self.url, name=name, expected=digest, got=got)
         return content
@@ -205,8 +205,7 @@ class ArtifactStore:
         for name, digest in (*named, ("the config", descriptor.config_digest)):
             got = self._hash(_blob_path(digest))
             if got != digest:
-                missing = "(the blob is missing)"
-                raise CorruptBlob(where=self.url, name=f"{name} of {reference}", expected=digest, got=got or missing)
+                raise CorruptBlob(where=self.url, name=f"{name} of {reference}", expected=digest, got=got)
         return descriptor
 
     def pull(self, reference: str, into: Path) -> Path:
@@ -245,7 +244,7 @@ class ArtifactStore:
             with self._storage.open(_blob_path(entry.digest)) as stored:
                 got = write_whole(target, stored, staging=staging / ".incoming")
         except FileNotFoundError as error:
-            raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got="(the blob is missing)") from error
+            raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got=None) from error
         if got != entry.digest:
             target.unlink()
             raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got=got)
