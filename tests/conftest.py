@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if "gpu" in item.keywords:
                     item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The kubeconfig of a real API server: the one that BELVEDERE_TEST_KUBECONFIG names, else one for this run alone."""
+    given = os.environ.get("BELVEDERE_TEST_KUBECONFIG")
+    if given:
+        yield Path(given)
+        return
+    program = [sys.executable, str(ROOT / "deploy" / "cluster" / "control_plane.py")]
+    if subprocess.run([*program, "ready"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("the API server is not built: make control-plane")
+    directory = str(tmp_path_factory.mktemp("control-plane"))
+    # It ends when its standard input does, so it does not outlive this process whatever becomes of that.
+    with subprocess.Popen(
+        [*program, "run", "--directory", directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        path = running.stdout.readline().strip()
+        assert path, "the control plane did not start: its reason stands above"
+        yield Path(path)
+        running.stdin.close()
+        assert running.wait(60) == 0
 
 
 def _group(nodeid: str) -> str:
@@ -55,4 +82,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         row = rows[group]
         why = "; ".join(f"{reason} ({count})" for reason, count in reasons[group].most_common())
         failed = row["failed"] + row["error"]
-        terminalreporter.write_line(f"{group:<44}{row['passed']:>8}{failed:>8}{row['skipped']:>9}{seconds[group]:>9.1f}  {why}")
+        terminalreporter.write_line(
+            f"{group:<44}{row['passed']:>8}{failed:>8}{row['skipped']:>9}{seconds[group]:>9.1f}  {why}"
+        )

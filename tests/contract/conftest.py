@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -16,20 +15,13 @@ from belvedere_platform.errors import NotFound
 from belvedere_platform.store import Kind, Manifest, ObjectStore
 from belvedere_platform.store.embedded import EmbeddedStore
 
-KUBECONFIG = os.environ.get("BELVEDERE_TEST_KUBECONFIG", "")
 PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(
     params=[
         "embedded",
-        pytest.param(
-            "kubernetes",
-            marks=[
-                pytest.mark.cluster,
-                pytest.mark.skipif(not KUBECONFIG, reason="BELVEDERE_TEST_KUBECONFIG names no cluster to test against"),
-            ],
-        ),
+        pytest.param("kubernetes", marks=pytest.mark.cluster),
     ]
 )
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
@@ -40,26 +32,25 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     else:
         from belvedere_platform.store.kubernetes import KubernetesStore
 
-        opened = KubernetesStore(kubeconfig=KUBECONFIG)
+        opened = KubernetesStore(kubeconfig=str(request.getfixturevalue("kubeconfig")))
     yield opened
     await opened.close()
 
 
 @pytest.fixture
-async def namespace(store: ObjectStore) -> AsyncIterator[str]:
+async def namespace(store: ObjectStore, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """A namespace of this test's own. The embedded store has none to make; a cluster's is deleted afterwards."""
     name = f"contract-{uuid.uuid4().hex[:8]}"
     if isinstance(store, EmbeddedStore):
         yield name
         return
-    namespaces = Kind(api_version="v1", kind="Namespace", plural="namespaces", namespaced=False)
     from kubernetes import client, config
 
-    api = client.CoreV1Api(config.new_client_from_config(KUBECONFIG))
-    await asyncio.to_thread(api.create_namespace, {"metadata": {"name": name}})
-    yield name
-    await store.delete(namespaces, name, "")
-    await asyncio.to_thread(api.api_client.close)
+    with config.new_client_from_config(str(request.getfixturevalue("kubeconfig"))) as api:
+        namespaces = client.CoreV1Api(api)
+        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
+        yield name
+        await asyncio.to_thread(namespaces.delete_namespace, name)
 
 
 @pytest.fixture

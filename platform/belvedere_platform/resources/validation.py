@@ -68,8 +68,19 @@ def admit(manifest: dict[str, Any], old: dict[str, Any] | None = None) -> dict[s
     return filled
 
 
+def without_nulls(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return an object of Belvedere's own kinds without nulls where null is no value: the API server refuses those."""
+    schema = schemas().get(str(manifest.get("kind"))) if manifest.get("apiVersion") == API_VERSION else None
+    pruned: dict[str, Any] = manifest if schema is None else _filled(schema, manifest, defaults=False)
+    return pruned
+
+
 def with_defaults(schema: Schema, value: Any) -> Any:
     """Return the value without nulls where null is no value, and with the defaults of what is missing then."""
+    return _filled(schema, value, defaults=True)
+
+
+def _filled(schema: Schema, value: Any, *, defaults: bool) -> Any:
     if isinstance(value, dict):
         properties, inside = schema.get("properties", {}), schema.get("additionalProperties")
         filled = {}
@@ -78,13 +89,13 @@ def with_defaults(schema: Schema, value: Any) -> Any:
             if not isinstance(child_schema, dict):
                 filled[name] = child
             elif child is not None or child_schema.get("nullable"):
-                filled[name] = with_defaults(child_schema, child)
-        for name, child_schema in properties.items():
+                filled[name] = _filled(child_schema, child, defaults=defaults)
+        for name, child_schema in properties.items() if defaults else ():
             if name not in filled and "default" in child_schema:
-                filled[name] = with_defaults(child_schema, copy.deepcopy(child_schema["default"]))
+                filled[name] = _filled(child_schema, copy.deepcopy(child_schema["default"]), defaults=True)
         return filled
     if isinstance(value, list) and "items" in schema:
-        return [with_defaults(schema["items"], item) for item in value]
+        return [_filled(schema["items"], item, defaults=defaults) for item in value]
     return value
 
 

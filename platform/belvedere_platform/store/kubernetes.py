@@ -10,6 +10,7 @@ from contextlib import aclosing
 from urllib.parse import parse_qs, quote
 
 from belvedere_platform.errors import Gone, InvalidInput, Unavailable
+from belvedere_platform.resources.validation import without_nulls
 from belvedere_platform.store.admission import SERVER_METADATA, identity, kind_of
 from belvedere_platform.store.kinds import Kind
 from belvedere_platform.store.kubernetes_transport import Transport, refusal_of
@@ -147,6 +148,7 @@ class KubernetesStore:
                 yield WatchEvent(type=event["type"], object=_event_object(event, kind))
 
     async def _patch(self, path: str, body: Manifest, kind: Kind, field_manager: str, *, force: bool) -> Manifest:
+        body = without_nulls(body)
         query = {"fieldManager": field_manager, "force": str(force).lower(), "fieldValidation": "Strict"}
         answer = await self._transport.request("PATCH", path, query=query, body=body, content_type=APPLY_CONTENT_TYPE)
         return _cleaned(answer, kind)

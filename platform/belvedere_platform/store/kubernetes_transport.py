@@ -23,6 +23,7 @@ REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _UNAUTHORIZED = 401
+_UNTYPED = "failed to create typed patch object "
 
 
 class Transport:
@@ -171,15 +172,18 @@ def refusal_of(status: int, answer: Mapping[str, Any], path: str) -> BelvedereEr
     """Return the error for a Status object."""
     message = str(answer.get("message") or f"status {status}")
     details = answer.get("details") or {}
-    causes = {cause.get("reason") for cause in details.get("causes") or ()}
-    if status == 410 or "ResourceVersionTooLarge" in causes:
+    causes = details.get("causes") or ()
+    if status == 410 or any(cause.get("reason") == "ResourceVersionTooLarge" for cause in causes):
         return Gone(f"{message}: list again")
     if status == 404 and details.get("name"):
         return NotFound(message)
     if status == 404:
         return Unavailable(f"the cluster does not know {path}: install the resource definition it belongs to")
-    if status == 409:
+    if status == 409 or any(cause.get("field") == "metadata.uid" for cause in causes):
         return Conflict(message)
+    if status == 500 and _UNTYPED in message:
+        # What it cannot read as the schema says, the server calls an error of its own.
+        return InvalidInput(message.partition(_UNTYPED)[2])
     if status in (400, 405, 406, 413, 415, 422):
         return InvalidInput(message)
     if status in (_UNAUTHORIZED, 403):
