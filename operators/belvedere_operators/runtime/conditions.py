@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
-from belvedere_platform.resources.base import Condition
-
 from belvedere_operators.runtime.checks import Failure
 from belvedere_operators.runtime.clock import timestamp
+from belvedere_platform.resources.base import Condition
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 

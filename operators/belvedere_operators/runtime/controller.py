@@ -7,13 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from belvedere_platform.errors import BelvedereError, Conflict
-from belvedere_platform.store import Kind, Manifest
 from prometheus_client import Counter, Gauge, Histogram
 
 from belvedere_operators.runtime.clock import Clock
 from belvedere_operators.runtime.queue import Key, WorkQueue
 from belvedere_operators.runtime.reflector import Caches, Reflector, key_of
+from belvedere_platform.errors import BelvedereError, Conflict
+from belvedere_platform.store import Kind, Manifest
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ import hashlib
 import logging
 from typing import Literal
 
+from belvedere_operators.runtime.clock import Clock, timestamp
 from belvedere_platform.errors import BelvedereError, NotFound
 from belvedere_platform.store import Manifest, ObjectStore
 from belvedere_platform.store.kinds import EVENT
-
-from belvedere_operators.runtime.clock import Clock, timestamp
 
 log = logging.getLogger(__name__)
 

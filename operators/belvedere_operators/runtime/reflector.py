@@ -7,18 +7,19 @@ import logging
 from collections.abc import Callable, Mapping
 from random import Random
 
-from belvedere_platform.errors import Gone, Unavailable
-from belvedere_platform.store import Kind, Manifest, ObjectStore
 from prometheus_client import Counter
 
 from belvedere_operators.runtime.clock import Clock
 from belvedere_operators.runtime.queue import Key
+from belvedere_platform.errors import Gone, Unavailable
+from belvedere_platform.store import Kind, Manifest, ObjectStore
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Manifest], None]
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
+LONG_WATCH_SECONDS = 5.0
 LISTS = Counter("belvedere_reflector_lists_total", "Times a kind was listed anew", ["kind"])
 
 
@@ -73,7 +74,11 @@ class Reflector:
             try:
                 if self._version is None:
                     await self._relist()
+                started = self._clock.monotonic()
                 await self._watch()
+                # A watch that ends by itself after a while is nothing to wait for; one that ends at once is.
+                if self._clock.monotonic() - started > LONG_WATCH_SECONDS:
+                    self._delay_seconds = FIRST_DELAY_SECONDS
             except Gone:
                 self._version = None
             except Unavailable as error:

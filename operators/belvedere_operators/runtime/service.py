@@ -33,7 +33,13 @@ class ControlPlane:
         self._stop.set()
 
     async def run(self) -> None:
-        """Run until `stop` or until one part fails, then cancel the others and wait for them. Raises that failure."""
+        """Run until `stop` or until one part fails, then cancel the others and wait for them. Raises the first failure."""
+        try:
+            await self._run_all()
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures
+
+    async def _run_all(self) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(reflector.run(), name=f"reflector {reflector.kind.plural}")

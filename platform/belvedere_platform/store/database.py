@@ -95,6 +95,8 @@ class _Worker:
             return action(self._connection)
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
         self._executor.shutdown(wait=False)

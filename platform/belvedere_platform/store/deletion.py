@@ -45,6 +45,16 @@ class Deletion:
         elif records.owner_uids(record.manifest):
             self._collect(record)
 
+    def expire(self, kind: str, older_than: datetime) -> None:
+        """Erase the Events last seen before a moment; a cluster forgets them too."""
+        moment = _timestamp(older_than)
+        for manifest in records.bodies(self._connection, kind, None):
+            if manifest.get("lastTimestamp", moment) < moment:
+                metadata = manifest["metadata"]
+                record = records.find(self._connection, kind, metadata["namespace"], metadata["name"])
+                assert record is not None
+                self._erase(record)
+
     def _delete_children_first(self, record: Record) -> None:
         metadata = record.manifest["metadata"]
         finalizers = [*metadata.get("finalizers", []), FOREGROUND]
@@ -58,8 +68,7 @@ class Deletion:
         metadata = record.manifest["metadata"]
         if metadata.get("deletionTimestamp"):
             return record
-        moment = self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        changes: dict[str, Any] = {"deletionTimestamp": moment, "deletionGracePeriodSeconds": 0}
+        changes: dict[str, Any] = {"deletionTimestamp": _timestamp(self._clock()), "deletionGracePeriodSeconds": 0}
         if "generation" in metadata:
             changes["generation"] = metadata["generation"] + 1
         return self._put(_changed(record, **changes), record)
@@ -106,6 +115,10 @@ class Deletion:
 
     def _put(self, record: Record, before: Record) -> Record:
         return records.put(self._connection, record, before, events_kept=self._events_kept)
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _finalizer_path(finalizer: str) -> tuple[str, ...]:

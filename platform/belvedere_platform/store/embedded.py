@@ -7,7 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,12 +17,15 @@ from belvedere_platform.store import admission, records
 from belvedere_platform.store.database import Database, transaction
 from belvedere_platform.store.deletion import Deletion
 from belvedere_platform.store.fields import apply_fields
-from belvedere_platform.store.kinds import Kind
+from belvedere_platform.store.kinds import EVENT, Kind
 from belvedere_platform.store.protocol import Listing, Manifest, Propagation, WatchEvent
 from belvedere_platform.store.records import Record
 from belvedere_platform.store.watching import Pulse, watch_events
 
 BOOKMARK_SECONDS = 30.0
+EVENT_LIFETIME = timedelta(days=1)
+EXPIRE_EVERY = 16
+"""About so many writes of an Event go by between two looks for old ones."""
 T = TypeVar("T")
 
 
@@ -166,7 +169,10 @@ class EmbeddedStore:
                 if after == before:
                     return after.manifest
             written = records.put(connection, after, before, events_kept=self._events_kept)
-            self._deletion(connection).settle(written)
+            deletion = self._deletion(connection)
+            deletion.settle(written)
+            if kind == EVENT and written.version % EXPIRE_EVERY == 0:
+                deletion.expire(written.kind, self._clock() - EVENT_LIFETIME)
         return written.manifest
 
     def _merged(
