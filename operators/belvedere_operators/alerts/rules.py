@@ -20,7 +20,7 @@ CANDIDATE_LATENCY = "CandidateLatencyBudgetBurn"
 STABLE_ERRORS = "StableErrorBudgetBurn"
 OVERLOAD = "ServiceOverloaded"
 
-FEWEST_BAD_ANSWERS = 5
+FEWEST_BAD_ANSWERS = 3
 """Fewer bad answers in the long window than this prove nothing, whatever their share."""
 
 
@@ -62,6 +62,11 @@ def rules_of(subject: Subject, spec: ModelServiceSpec) -> list[dict[str, Any]]:
 def evaluation_seconds(spec: ModelServiceSpec) -> float:
     """Return how often the rules are evaluated."""
     return max(1.0, min(15.0, spec.rollout.interval_seconds / 2))
+
+
+def longest_window_seconds(spec: ModelServiceSpec) -> float:
+    """Return for how long after the trouble the fast tier can still see it."""
+    return max(30.0, TIERS[0].long_looks * spec.rollout.interval_seconds)
 
 
 def window(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from belvedere_operators.alerts.rules import longest_window_seconds
 from belvedere_operators.controllers.context import Settings
 from belvedere_operators.controllers.modelservice.gather import engine_name
 from belvedere_operators.controllers.modelservice.journal import Journal
@@ -81,8 +82,20 @@ def _route(state: State, journal: Journal) -> Manifest | None:
 def _rule(state: State, journal: Journal) -> Manifest | None:
     if journal.stable is None:
         return None
-    candidate = journal.active.candidate if journal.active is not None else None
-    return prometheus_rule(state.manifest, state.spec, stable=journal.stable, candidate=candidate)
+    return prometheus_rule(state.manifest, state.spec, stable=journal.stable, candidate=_watched(state, journal))
+
+
+def _watched(state: State, journal: Journal) -> str | None:
+    """Return the version that alerts shall watch beside the stable one.
+
+    A candidate that the judge has aborted is watched a little longer: its alert is a second opinion for the record.
+    """
+    last = journal.rollout
+    if last is None or last.phase == "Promoted" or last.candidate == journal.stable:
+        return None
+    if last.active or state.now - (last.completed or last.started) < longest_window_seconds(state.spec):
+        return last.candidate
+    return None
 
 
 def _waits_for_capacity(state: State, journal: Journal) -> str | None:

@@ -24,7 +24,7 @@ def decide(state: State) -> Journal:
     if journal.stable is None:
         return journal
     journal = take(state, journal)
-    journal = _scale(state, journal)
+    journal = _hear(state, _scale(state, journal))
     if journal.active is not None:
         journal = _roll(state, journal, journal.active)
     return _close_request(state, journal)
@@ -94,6 +94,28 @@ def _begin(state: State, journal: Journal) -> Journal:
     )
     retiring = tuple(one for one in journal.retiring if one.version != candidate)
     return journal.with_(rollout=record, retiring=retiring, judge=None, baseline=None, looked=None)
+
+
+def _hear(state: State, journal: Journal) -> Journal:
+    """Record the first time that an alert speaks about the candidate, even when the judge has decided already."""
+    last = journal.rollout
+    if last is None or last.phase == "Promoted":
+        return journal
+    firing = state.book.firing(now=state.now, stale_seconds=STALE_ALERT_SECONDS)
+    recorded = {one.signal for one in journal.decisions if one.candidate == last.candidate and one.time >= last.started}
+    for alert in for_decision(firing, since=last.started):
+        signal = f"alert:{alert.name}"
+        if alert.version == last.candidate and signal not in recorded:
+            record = Record(
+                time=state.now,
+                decision="Alert",
+                candidate=last.candidate,
+                signal=signal,
+                reason=alert.summary or f"{alert.name} is firing",
+                inputs={"action": alert.action},
+            )
+            journal = journal.note(record)
+    return journal
 
 
 def _roll(state: State, journal: Journal, active: RolloutRecord) -> Journal:

@@ -201,6 +201,17 @@ async def test_an_alert_about_the_candidate_aborts_and_one_about_the_stable_vers
     assert (await serving.decisions())[-1] == ("Abort", "alert:CandidateErrorBudgetBurn")
 
 
+async def test_an_alert_after_the_judge_is_recorded_as_a_second_opinion(serving):
+    await serving.add_version("v2")
+    serving.traffic.behaviour["v2"].error_rate = 0.4
+    await serving.ask("v2")
+    await serving.run(120, until="Aborted")
+    await serving.run(3)
+    await serving.fire("CandidateErrorBudgetBurn", "abort", version="v2")
+    await serving.run(5)
+    assert (await serving.decisions())[-2:] == [("Abort", "judge:errors"), ("Alert", "alert:CandidateErrorBudgetBurn")]
+
+
 async def test_an_alert_of_an_earlier_try_does_not_abort_the_next(serving):
     await serving.add_version("v2")
     await serving.ask("v2")

@@ -1,0 +1,1 @@
+"""The verbs of `belvedere` that belong to the control plane."""
