@@ -12,23 +12,12 @@ import click
 import torch
 
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
-from belvedere_training.data.corpus import LANGUAGES, Corpus, load_split
+from belvedere_training.data.corpus import corpus_texts, load_split
 from belvedere_training.data.shapes import build_shapes
 from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.tokenizer import learn
 from belvedere_training.publish import Publication, publish
-
-
-def corpus_texts(corpus: Corpus) -> list[str]:
-    """Return every caption and tag of the corpus once, in a fixed order."""
-    texts = {
-        text
-        for record in corpus.records
-        for language in LANGUAGES
-        for text in (record["captions"][language], *record["tags"][language])
-    }
-    return sorted(texts)
 
 
 def untrained_model_artifact(store: ArtifactStore, tag: str, *, size: str = "nano", seed: int = 0) -> Descriptor:

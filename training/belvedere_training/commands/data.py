@@ -5,17 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import click
 
-from belvedere_platform.artifacts import ArtifactStore
-
-
-def artifacts_url(value: str | None) -> str:
-    """Return the artifact store to use: the flag, $BELVEDERE_ARTIFACTS, or the folder in the state directory."""
-    home = Path(os.environ.get("BELVEDERE_HOME") or Path.home() / ".belvedere").absolute()
-    return value or os.environ.get("BELVEDERE_ARTIFACTS") or f"file://{home / 'artifacts'}"
+from belvedere_platform.cli.options import artifact_store, artifacts_option
 
 
 @click.group()
@@ -34,10 +27,8 @@ def build() -> None:
 @click.option("--limit-concepts", type=int, default=None, help="only so many concepts, for a quick look")
 @click.option("--output-tag", default="datasets/emoji", show_default=True, help="tag of the artifact")
 @click.option("--workers", type=int, default=None, help="processes that render; the number of cores by default")
-@click.option("--artifacts", default=None, help="URL of the artifact store; $BELVEDERE_ARTIFACTS by default")
-def emoji(
-    styles: str, size: int, limit_concepts: int | None, output_tag: str, workers: int | None, artifacts: str | None
-) -> None:
+@artifacts_option
+def emoji(styles: str, size: int, limit_concepts: int | None, output_tag: str, workers: int | None) -> None:
     """Build the emoji data set: twelve vendors' drawings with English and Chinese names."""
     from belvedere_training.data.build import BuildOptions, build_key, needed_packages
     from belvedere_training.data.build import build as build_emoji
@@ -60,7 +51,7 @@ def emoji(
     else:
         tarballs = fetch(needed_packages(options), cache_directory(), say)
         build_emoji(options, tarballs, folder, say)
-    descriptor = push(folder, ArtifactStore(artifacts_url(artifacts)), output_tag)
+    descriptor = push(folder, artifact_store(), output_tag)
     manifest = json.loads((folder / "manifest.json").read_text())
     for split, part in manifest["splits"].items():
         say(f"{split}: {part['samples']} samples in {len(part['shards'])} shards")
@@ -69,13 +60,13 @@ def emoji(
 
 @build.command()
 @click.option("--output-tag", default="datasets/shapes", show_default=True, help="tag of the artifact")
-@click.option("--artifacts", default=None, help="URL of the artifact store; $BELVEDERE_ARTIFACTS by default")
-def shapes(output_tag: str, artifacts: str | None) -> None:
+@artifacts_option
+def shapes(output_tag: str) -> None:
     """Build a tiny data set of drawn shapes; needs no download."""
     from belvedere_training.data.manifest import push
     from belvedere_training.data.packages import cache_directory
     from belvedere_training.data.shapes import build_shapes
 
     folder = build_shapes(cache_directory() / "datasets" / "shapes")
-    descriptor = push(folder, ArtifactStore(artifacts_url(artifacts)), output_tag)
+    descriptor = push(folder, artifact_store(), output_tag)
     click.echo(json.dumps({"tag": output_tag, "digest": descriptor.digest}))

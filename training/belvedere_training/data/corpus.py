@@ -101,3 +101,14 @@ def _decode(sample: Sample, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
             f"the picture of sample {sample.key} is {image.shape[1]}x{image.shape[0]}; the data set says {size}x{size}"
         )
     return image
+
+
+def corpus_texts(corpus: Corpus) -> list[str]:
+    """Return every caption and tag of the corpus once, in a fixed order."""
+    texts = {
+        text
+        for record in corpus.records
+        for language in LANGUAGES
+        for text in (record["captions"][language], *record["tags"][language])
+    }
+    return sorted(texts)

@@ -36,15 +36,17 @@ class _EmbedImage(nn.Module):
 def export_towers(model: DualStream) -> dict[str, bytes]:
     """Return embed_text.pt2 (input `tokens` [n, L]) and embed_image.pt2 (input `pixels` [n, 3, S, S]), batch dynamic."""
     config = model.config
-    was_training = model.training
-    model.eval()
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    model = DualStream(
+        config
+    ).eval()  # a plain copy: no channels-last strides, no gradients, the caller's mode untouched
+    model.load_state_dict(weights)
     tokens_BT = torch.ones(2, config.text.context_length, dtype=torch.long)
     pixels_B3SS = torch.zeros(2, 3, config.vision.image_size, config.vision.image_size)
     programs = {
         "embed_text.pt2": _program(_only(_EmbedText(model), "text"), tokens_BT, "tokens"),
         "embed_image.pt2": _program(_only(_EmbedImage(model), "vision"), pixels_B3SS, "pixels"),
     }
-    model.train(was_training)
     return programs
 
 

@@ -1,0 +1,72 @@
+"""`belvedere train`: run a training recipe; `belvedere train derive`: make a faulty model from a good one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from belvedere_platform.cli.options import artifacts_option, settings
+from belvedere_platform.errors import InvalidInput, NotFound
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="YAML: a TrainingRun, or a run's configuration"
+)
+@click.option("--config-env", metavar="VAR", help="environment variable that holds the configuration as JSON")
+@click.option("--workers", type=click.IntRange(1), default=None, help="workers, instead of workers.max")
+@click.option("--local", is_flag=True, help="one process without Ray")
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="with --local: folder to keep and resume the state",
+)
+@artifacts_option
+@click.pass_context
+def train(
+    context: click.Context,
+    config_path: Path | None,
+    config_env: str | None,
+    workers: int | None,
+    local: bool,
+    checkpoints: Path | None,
+) -> None:
+    """Train, evaluate and publish a model."""
+    if context.invoked_subcommand is not None:
+        return
+    from belvedere_platform.artifacts import ArtifactStore
+    from belvedere_training.config import read_config, resolve
+
+    text, where = _config_text(config_path, config_env)
+    config = read_config(text, where=where)
+    url = settings().artifacts_url
+    store = ArtifactStore(url)
+    config = resolve(config, store)  # before any worker starts, so that a missing name is told at once
+    if local:
+        from belvedere_training.recipe import train as run_recipe
+        from belvedere_training.world import LocalWorld
+
+        descriptor = run_recipe(config, store, LocalWorld(checkpoints))
+        assert descriptor is not None
+    else:
+        from belvedere_training.driver import train_on_ray
+
+        descriptor = train_on_ray(config, url, workers or config.workers.max)
+    click.echo(json.dumps({"tag": config.output_tag, "digest": descriptor.digest}))
+
+
+def _config_text(path: Path | None, variable: str | None) -> tuple[str, str]:
+    if (path is None) == (variable is None):
+        raise InvalidInput("give exactly one of --config FILE and --config-env VAR")
+    if path is not None:
+        if not path.is_file():
+            raise NotFound(f"--config {path}: there is no such file")
+        return path.read_text(encoding="utf8"), str(path)
+    assert variable is not None
+    if variable not in os.environ:
+        raise InvalidInput(f"--config-env {variable}: this environment variable is not set")
+    return os.environ[variable], f"${variable}"

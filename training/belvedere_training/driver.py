@@ -1,0 +1,96 @@
+"""Drive a run on Ray Train: workers, checkpoints and failures; the recipe itself knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from belvedere_platform.artifacts import ArtifactStore, Descriptor
+from belvedere_platform.errors import BelvedereError
+from belvedere_training.config import RunConfig
+
+ERROR_FILE = "belvedere-error.json"
+
+
+def checkpoint_root() -> str:
+    """Return where checkpoints go: $BELVEDERE_CHECKPOINTS, or a folder in the state directory."""
+    home = Path(os.environ.get("BELVEDERE_HOME") or Path.home() / ".belvedere").absolute()
+    return os.environ.get("BELVEDERE_CHECKPOINTS") or str(home / "checkpoints")
+
+
+def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int) -> Descriptor:
+    """Run the recipe on so many Ray Train workers and return the published model."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchTrainer
+
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+    store = ArtifactStore(artifacts_url)
+    storage = checkpoint_root()
+    error_file = f"{storage}/{config.identity}/{ERROR_FILE}"
+    _remove(error_file)
+    resources = config.workers.resources
+    scaling = ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=resources.gpu > 0,
+        resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})},
+    )
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump(mode="json", by_alias=True),
+            "artifacts": artifacts_url,
+            "error_file": error_file,
+        },
+        scaling_config=scaling,
+        run_config=RayRunConfig(
+            name=config.identity,
+            storage_path=storage,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=config.resume.max_failures),
+        ),
+    )
+    trainer.fit()
+    _raise_recorded(error_file)
+    return store.resolve(config.output_tag)
+
+
+def _worker(loop: dict[str, Any]) -> None:
+    """Run the recipe in one Ray Train worker.
+
+    A wrong input or a diverged loss would fail again on every restart, so it is recorded for the driver instead of raised.
+    """
+    from belvedere_training.recipe import train
+    from belvedere_training.world import RayWorld
+
+    config = RunConfig.model_validate(loop["config"])
+    try:
+        train(config, ArtifactStore(loop["artifacts"]), RayWorld(config.run.namespace, config.run.name))
+    except BelvedereError as error:
+        with fsspec.open(loop["error_file"], "w") as file:
+            json.dump({"message": str(error), "exit_code": error.exit_code}, file)
+
+
+def _remove(url: str) -> None:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
+        filesystem.rm(path)
+
+
+def _raise_recorded(url: str) -> None:
+    """Raise what a worker recorded, as the class of errors with its exit code."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if not filesystem.exists(path):
+        return
+    with filesystem.open(path) as file:
+        recorded = json.load(file)
+    classes: list[type[BelvedereError]] = [BelvedereError, *BelvedereError.__subclasses__()]
+    kinds = {kind.exit_code: kind for kind in reversed(classes)}
+    raise kinds.get(recorded["exit_code"], BelvedereError)(recorded["message"])

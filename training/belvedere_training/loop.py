@@ -1,0 +1,174 @@
+"""The loop around the steps: reports, evaluations and checkpoints at positions that every worker agrees on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from belvedere_training.config import RunConfig
+from belvedere_training.data.corpus import Corpus
+from belvedere_training.evaluation.retrieval import evaluate
+from belvedere_training.precision import Execution
+from belvedere_training.step import Stepper
+from belvedere_training.world import World, all_cores
+
+CURVE_POINTS = 200
+REPORT_SECONDS = 0.5
+
+
+@dataclass
+class Progress:
+    """Where the run is. Every random draw is a function of seed and position, so `pairs` is the state of all generators."""
+
+    pairs: int = 0
+    train_seconds: float = 0.0
+    loss_curve: list[list[float]] = field(default_factory=list)
+    rate_curve: list[list[float]] = field(default_factory=list)
+    recall_curve: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def images_per_second(self) -> float:
+        """Return the mean rate over the whole run, evaluations not counted."""
+        return self.pairs / self.train_seconds if self.train_seconds else 0.0
+
+    def curves(self) -> dict[str, Any]:
+        """Return the curves as curves.json holds them: [pairs, value] each."""
+        return {"loss": self.loss_curve, "imagesPerSecond": self.rate_curve, "recall": self.recall_curve}
+
+
+class Meter:
+    """Gathers losses and time between two reports, on one worker."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.start = clock()
+        self.losses: list[float] = []
+
+    def seconds(self) -> float:
+        """Return the time since the last reset."""
+        return self.clock() - self.start
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.start, self.losses = self.clock(), []
+
+
+class Loop:
+    """Runs a Stepper over the budget."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        stepper: Stepper,
+        progress: Progress,
+        quick: dict[str, Corpus],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.config, self.world, self.stepper, self.progress = config, world, stepper, progress
+        self.quick = quick
+        self.clock = clock
+        self._said = float("-inf")
+        size = config.optimization.batch_size
+        self.budget = config.optimization.pairs // size * size
+
+    def run(self, until: int | None = None) -> None:
+        """Make all steps that are left, or those up to `until` pairs."""
+        end = self.budget if until is None else min(until, self.budget)
+        meter = Meter(self.clock)
+        while self.progress.pairs < end:
+            meter.losses.append(self.stepper.step(self.progress.pairs))
+            self.progress.pairs += self.config.optimization.batch_size
+            on_curve = self._crossed(max(1, self.budget // CURVE_POINTS)) or self.progress.pairs >= end
+            if on_curve or meter.seconds() > REPORT_SECONDS:
+                self._report(meter, on_curve)
+            self._evaluate_and_keep(meter)
+
+    def _report(self, meter: Meter, on_curve: bool) -> None:
+        """Publish rank 0's loss (an even share of every batch) and the rate of all workers."""
+        pairs = len(meter.losses) * self.config.optimization.batch_size
+        loss, rate = sum(meter.losses) / len(meter.losses), pairs / max(meter.seconds(), 1e-9)
+        self.progress.train_seconds += meter.seconds()
+        if on_curve:
+            self.progress.loss_curve.append([self.progress.pairs, round(loss, 5)])
+            self.progress.rate_curve.append([self.progress.pairs, round(rate, 1)])
+        if self.world.rank == 0 and self.clock() - self._said >= REPORT_SECONDS / 2:
+            self._said = self.clock()
+            self.world.say(
+                {
+                    "event": "progress",
+                    "pairs": self.progress.pairs,
+                    "of": self.budget,
+                    "loss": round(loss, 4),
+                    "images_per_second": round(rate, 1),
+                }
+            )
+        meter.reset()
+
+    def _evaluate_and_keep(self, meter: Meter) -> None:
+        """Evaluate and write a checkpoint where their positions are crossed; the end is evaluated by the recipe."""
+        if self.progress.pairs >= self.budget:
+            return
+        evaluate_now = self._crossed(self.config.evaluation.every_pairs)
+        keep_now = self.config.resume.policy != "Never" and self._crossed(self.config.resume.checkpoint_every_pairs)
+        if not evaluate_now and not keep_now:
+            return
+        if meter.losses:
+            self._report(meter, on_curve=False)
+        if evaluate_now and self.world.rank == 0:
+            self._evaluate()
+        if keep_now:
+            state = self.state() if self.world.rank == 0 else None
+            self.world.keep(state, {"pairs": self.progress.pairs})
+        meter.reset()
+
+    def _evaluate(self) -> None:
+        with all_cores(self.world):
+            metrics = evaluate(self.stepper.model, self.stepper.tokenizer, self.quick)
+        short = {name: value for name, value in metrics.items() if "_t2i_" not in name and "_i2t_" not in name}
+        self.progress.recall_curve.append({"pairs": self.progress.pairs, **short})
+        self.world.say({"event": "evaluated", "pairs": self.progress.pairs, "recall": short})
+
+    def _crossed(self, every: int) -> bool:
+        """Return whether the last step passed a multiple of `every`."""
+        size = self.config.optimization.batch_size
+        return self.progress.pairs // every > (self.progress.pairs - size) // every
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint holds: model, optimizer (its schedule follows from the position), position, execution."""
+        return {
+            "config": self.config.digest(),
+            "model": self.stepper.model.state_dict(),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "tokenizer": self.stepper.tokenizer.to_str(),
+            "execution": asdict(self.stepper.execution),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What is taken from a checkpoint."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    progress: Progress
+    tokenizer: Tokenizer
+    execution: Execution
+
+
+def restored(state: dict[str, Any] | None, config: RunConfig) -> Restored | None:
+    """Return the parts of a checkpoint, or None when there is none of this very configuration."""
+    if state is None or config.resume.policy == "Never" or state["config"] != config.digest():
+        return None
+    return Restored(
+        model=state["model"],
+        optimizer=state["optimizer"],
+        progress=Progress(**state["progress"]),
+        tokenizer=Tokenizer.from_str(state["tokenizer"]),
+        execution=Execution(**state["execution"]),
+    )

@@ -1,0 +1,135 @@
+"""Contrastive pretraining, top to bottom: data, model, execution, optimizer, steps, evaluation, publication."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from belvedere_platform.artifacts import ArtifactStore, Descriptor
+from belvedere_platform.errors import CorruptData, InvalidInput
+from belvedere_training.config import RunConfig, resolve
+from belvedere_training.data.corpus import Corpus, corpus_texts, load_split, pull_dataset
+from belvedere_training.data.manifest import SPLITS
+from belvedere_training.evaluation.retrieval import evaluate
+from belvedere_training.loop import Loop, Progress, restored
+from belvedere_training.model.config import ModelConfig, sized
+from belvedere_training.model.dual import DualStream
+from belvedere_training.model.files import load_artifact
+from belvedere_training.model.tokenizer import learn
+from belvedere_training.precision import Execution, choose
+from belvedere_training.publish import Lineage, Publication, publish
+from belvedere_training.step import Stepper, make_optimizer, mixed
+from belvedere_training.world import World, agreed, all_cores
+
+QUICK_SPLIT = "heldout_style"  # evaluated while training; the other splits at the end
+
+
+def train(config: RunConfig, store: ArtifactStore, world: World) -> Descriptor | None:
+    """Train, evaluate and publish; rank 0 returns the model artifact."""
+    config = resolve(config, store)
+    loop = prepare(config, store, world)
+    loop.run()
+    return finish(config, store, world, loop)
+
+
+def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
+    """Bring data, model, optimizer and the last checkpoint together."""
+    size = config.optimization.batch_size
+    if size % world.size:
+        raise InvalidInput(f"optimization.batchSize is {size}; it must be a multiple of the {world.size} workers")
+    folder = data_folder(config, store, world)
+    corpus = load_split(folder, "train")
+    checkpoint = restored(world.last_checkpoint(), config)
+    parent = _parent(config, store)
+    tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
+    model = model.to(world.device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, config)
+    if checkpoint:
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(checkpoint.optimizer)
+    execution = checkpoint.execution if checkpoint else _execution(config, world, model)
+    torch.set_num_threads(execution.threads)
+    network: nn.Module = DistributedDataParallel(model) if world.size > 1 else model
+    frozen = parent[1].to(world.device).requires_grad_(False) if parent else None
+    stepper = Stepper(config, world, corpus, tokenizer, model.train(), network, optimizer, execution, frozen)
+    quick = {QUICK_SPLIT: load_split(folder, QUICK_SPLIT)} if world.rank == 0 else {}
+    return Loop(config, world, stepper, checkpoint.progress if checkpoint else Progress(), quick)
+
+
+def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) -> Descriptor | None:
+    """Evaluate on everything held out and publish, on rank 0."""
+    if world.rank != 0:
+        return None
+    folder = data_folder(config, store, world)
+    model, progress = loop.stepper.model.to("cpu"), loop.progress
+    with all_cores(world):
+        others = {split: load_split(folder, split) for split in SPLITS if split not in ("train", QUICK_SPLIT)}
+        metrics = evaluate(model, loop.stepper.tokenizer, {**loop.quick, **others})
+    short = {name: value for name, value in metrics.items() if "_t2i_" not in name and "_i2t_" not in name}
+    progress.recall_curve.append({"pairs": progress.pairs, **short})
+    publication = Publication(
+        model_name=config.model,
+        version=config.version_name,
+        pairs=progress.pairs,
+        images_per_second=progress.images_per_second,
+        metrics=metrics,
+        curves=progress.curves(),
+        lineage=Lineage(
+            training_run=f"{config.run.namespace}/{config.run.name}",
+            data_digest=config.data_digest,
+            config_digest=config.digest(),
+            parent_digest=config.parent_digest,
+        ),
+    )
+    held_out = loop.quick[QUICK_SPLIT]
+    with all_cores(world):
+        descriptor = publish(store, model, loop.stepper.tokenizer, held_out, publication, tag=config.output_tag)
+    world.say({"event": "published", "tag": config.output_tag, "digest": descriptor.digest, "recall": short})
+    return descriptor
+
+
+def data_folder(config: RunConfig, store: ArtifactStore, world: World) -> Path:
+    """Return the pulled data set; one worker pulls, and pulling again finds everything in place."""
+    assert config.data_digest is not None
+    folder = pull_dataset(store, config.data_digest)
+    if not (folder / "manifest.json").is_file():
+        raise CorruptData(f"artifact {config.data_digest} has no manifest.json: it is no data set; build it again")
+    return folder
+
+
+def _parent(config: RunConfig, store: ArtifactStore) -> tuple[Tokenizer, DualStream] | None:
+    if config.parent_digest is None:
+        return None
+    loaded = load_artifact(store, config.parent_digest)
+    return loaded.tokenizer, loaded.model
+
+
+def _model(
+    config: RunConfig, corpus: Corpus, parent: tuple[Tokenizer, DualStream] | None, saved: Tokenizer | None
+) -> tuple[Tokenizer, DualStream]:
+    """Return tokenizer and model: the parent's, or new ones of the size asked, the same on every worker."""
+    if parent is not None:
+        tokenizer, elder = parent
+        model = DualStream(elder.config)
+        model.load_state_dict(elder.state_dict())
+        return tokenizer, model
+    shape = sized(config.size)
+    tokenizer = saved or learn(corpus_texts(corpus), shape.text.vocab_size, shape.text.context_length)
+    text = shape.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
+    vision = shape.vision.model_copy(update={"image_size": corpus.pixels_N3SS.shape[-1]})
+    torch.manual_seed(mixed(config.optimization.seed))
+    return tokenizer, DualStream(ModelConfig(embed_dim=shape.embed_dim, vision=vision, text=text))
+
+
+def _execution(config: RunConfig, world: World, model: DualStream) -> Execution:
+    """Measure on all workers at once, as they will run, and take what rank 0 found."""
+    share = max(1, world.cores // world.size)
+    chosen, rates = choose(model, config.optimization.precision, (1, share), world.device)
+    if world.rank == 0:
+        world.say({"event": "execution", "precision": chosen.precision, "threads": chosen.threads, "measured": rates})
+    execution: Execution = agreed(chosen, world)
+    return execution

@@ -1,0 +1,151 @@
+"""One optimizer step: the pairs at a position, their views, the loss over all workers' pairs, the update."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from belvedere_platform.errors import BelvedereError
+from belvedere_training.config import RunConfig
+from belvedere_training.data.augmentation import Augmentation, drop_words, views
+from belvedere_training.data.corpus import Corpus
+from belvedere_training.data.sampler import PairSampler
+from belvedere_training.model.dual import DualStream
+from belvedere_training.model.tokenizer import encode
+from belvedere_training.objectives.compatibility import compatibility_loss
+from belvedere_training.objectives.contrastive import alike, contrastive_loss
+from belvedere_training.objectives.gather import gather
+from belvedere_training.precision import Execution
+from belvedere_training.world import World
+
+# B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens
+
+_FLOOR = 0.005  # of the peak learning rate, at the end of the cosine
+
+
+class Diverged(BelvedereError):
+    """The loss is no finite number any more."""
+
+
+def schedule(pairs: int, warmup: int, budget: int) -> float:
+    """Return the share of the peak learning rate after this many pairs: a ramp, then half a cosine.
+
+    Loshchilov and Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts. A warm-up longer than a third of the
+    budget is cut to that, so that short runs learn too.
+    """
+    warmup = min(warmup, budget // 3)
+    if pairs < warmup:
+        return pairs / warmup
+    done = min(1.0, (pairs - warmup) / max(1, budget - warmup))
+    return _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def mixed(*numbers: int) -> int:
+    """Return a seed that depends on all the numbers."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Return matrices, with decay, and vectors and embeddings, without. `peak` is what the schedule scales."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        (decayed if parameter.ndim > 1 and id(parameter) not in embeddings else free).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "peak": learning_rate},
+        {"params": free, "weight_decay": 0.0, "peak": learning_rate},
+    ]
+
+
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
+    """Return AdamW over all weights. Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2."""
+    setting = config.optimization
+    groups = parameter_groups(model, setting.learning_rate, setting.weight_decay)
+    return torch.optim.AdamW(groups, lr=setting.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+class Stepper:
+    """Makes steps; holds nothing that changes but weights and optimizer."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        world: World,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        model: DualStream,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        execution: Execution,
+        parent: DualStream | None,
+    ) -> None:
+        self.setting = config.optimization
+        self.compatibility_weight = config.initialize_from.compatibility_weight if config.initialize_from else 0.0
+        self.world, self.corpus, self.tokenizer = world, corpus, tokenizer
+        self.model, self.network, self.optimizer = model, network, optimizer
+        self.execution, self.parent = execution, parent
+        self.sampler = PairSampler(corpus, seed=self.setting.seed)
+        self.augmentation = Augmentation()
+
+    def step(self, position: int) -> float:
+        """Train on the global batch at the position, and return this worker's loss."""
+        setting = self.setting
+        pairs = self.sampler.batch(position, setting.batch_size)
+        first = self.world.rank * setting.batch_size // self.world.size
+        rows = slice(first, first + setting.batch_size // self.world.size)
+        pixels_B3SS, tokens_BT = self._views(pairs.pictures, pairs.texts, position, rows)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs)
+        with self.execution.autocast(self.world.device):
+            image_BE, text_BE, scale = self.network(pixels_B3SS, tokens_BT)
+        loss = contrastive_loss(
+            image_BE,
+            text_BE,
+            scale,
+            all_image_GE=gather(image_BE),
+            all_text_GE=gather(text_BE),
+            same_GG=alike(pairs.concepts, pairs.texts).to(self.world.device),
+            first=first,
+            label_smoothing=setting.label_smoothing,
+        )
+        if self.parent is not None and self.compatibility_weight:
+            loss = loss + self._compatibility(pixels_B3SS, tokens_BT, image_BE, text_BE)
+        self._update(loss, position)
+        return loss.item()
+
+    def _views(
+        self, pictures: Sequence[int], texts: Sequence[str], position: int, rows: slice
+    ) -> tuple[Tensor, Tensor]:
+        """Return this worker's augmented pictures and texts. All draws depend on seed and position alone."""
+        generator = torch.Generator().manual_seed(mixed(self.setting.seed, position))
+        torch.manual_seed(mixed(self.setting.seed, position, self.world.rank + 1))  # dropout, one stream a worker
+        pixels_B3SS = views(self.corpus.pixels_N3SS[list(pictures)], generator, self.augmentation, rows)
+        tokens_GT = encode(self.tokenizer, texts, trim=True)
+        tokens_BT = drop_words(tokens_GT, generator, self.augmentation, rows)
+        return pixels_B3SS.to(self.world.device), tokens_BT.to(self.world.device)
+
+    def _compatibility(self, pixels_B3SS: Tensor, tokens_BT: Tensor, image_BE: Tensor, text_BE: Tensor) -> Tensor:
+        """Return the weighted distance to what the frozen parent says of the same views."""
+        assert self.parent is not None
+        with torch.no_grad(), self.execution.autocast(self.world.device):
+            parent_image_BE, parent_text_BE, _ = self.parent(pixels_B3SS, tokens_BT)
+        distance = compatibility_loss(image_BE, parent_image_BE) + compatibility_loss(text_BE, parent_text_BE)
+        return self.compatibility_weight * distance
+
+    def _update(self, loss: Tensor, position: int) -> None:
+        if not math.isfinite(loss.item()):
+            raise Diverged(
+                f"the loss is {loss.item()} after {position} pairs: lower optimization.learningRate "
+                f"(now {self.setting.learning_rate:g}), lengthen optimization.warmupPairs, or set precision to fp32"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.setting.clip_norm)
+        self.optimizer.step()
