@@ -79,3 +79,40 @@ def bench(digest: str, rounds: int, repeats: int) -> None:
     from belvedere_serving.engines.bench import bench as bench_engine
 
     _print(bench_engine(artifact_store(), digest, rounds=rounds, repeats=repeats))
+
+
+@engine.command()
+@click.argument("digest")
+@click.option("--http-port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, show_default=True)
+@click.option("--max-batch-size", type=click.IntRange(1, 1024), default=16, show_default=True)
+@click.option("--batch-wait-milliseconds", type=click.FloatRange(0, 1000), default=2, show_default=True)
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@artifacts_option
+@verbose_option
+def serve(
+    digest: str, http_port: int, grpc_port: int, max_batch_size: int, batch_wait_milliseconds: float, threads: int
+) -> None:
+    """Serve an engine by V2 on this machine without a control plane, until interrupted."""
+    import asyncio
+
+    from belvedere_serving.server.bare import serve_until_cancelled
+    from belvedere_serving.server.config import ServerConfig
+
+    store = artifact_store()
+    described = store.config(digest)
+    config = ServerConfig(
+        service="bare",
+        model=described["modelDigest"][:19],
+        version=described["modelDigest"].removeprefix("sha256:")[:12],
+        engine_digest=store.resolve(digest).digest,
+        artifacts=store.url,
+        max_batch_size=max_batch_size,
+        batch_wait_milliseconds=batch_wait_milliseconds,
+        threads=threads,
+    )
+
+    def say(http: int, grpc: int) -> None:
+        click.echo(json.dumps({"http": f"http://127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"}))
+
+    asyncio.run(serve_until_cancelled(config, http_port=http_port, grpc_port=grpc_port, started=say))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -13,9 +13,12 @@ import uvicorn
 
 from belvedere_platform.errors import Unavailable
 from belvedere_platform.protocol.grpc_messages import METHODS
+from belvedere_serving.server import engine_cache
+from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.grpc_service import GrpcAnswers, add_to_server
 from belvedere_serving.server.http_app import V2HttpApp
-from belvedere_serving.server.service import InferenceService
+from belvedere_serving.server.metrics import NoMetrics
+from belvedere_serving.server.service import InferenceService, assemble, warm_up
 
 _OF_METHOD = {
     "ModelInfer": "infer",
@@ -68,6 +71,18 @@ async def serving(
         http_server.should_exit = True
         await grpc_server.stop(1)
         await task
+
+
+async def serve_until_cancelled(
+    config: ServerConfig, *, http_port: int, grpc_port: int, started: Callable[[int, int], None]
+) -> None:
+    """Serve an engine until the task is cancelled; `started` is called with the ports."""
+    folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
+    engine = engine_cache.load(folder, threads=config.threads)
+    warm_up(engine, config.max_batch_size)
+    async with serving(assemble(engine, config, NoMetrics()), http_port=http_port, grpc_port=grpc_port) as ports:
+        started(*ports)
+        await asyncio.get_running_loop().create_future()
 
 
 def _listen(host: str, port: int) -> socket.socket:
