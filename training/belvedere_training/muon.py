@@ -1,0 +1,65 @@
+"""Muon: momentum whose update is orthogonalised, for the matrices and convolutions inside the towers.
+
+Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the scale by shape keeps an update's size
+independent of the matrix. torch.optim.Muon takes matrices only; convolutions are seen here as [out, in * height * width].
+Embeddings, norms, biases and the temperature belong to AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+"""Coefficients of the quintic iteration that drives all singular values towards one (Jordan et al. 2024)."""
+
+
+def orthogonalise(matrix_MN: Tensor, num_steps: int = 5) -> Tensor:
+    """Return about the nearest matrix with all singular values near one (between about 0.7 and 1.2), in fp32."""
+    first, second, third = NEWTON_SCHULZ
+    tall = matrix_MN.shape[0] > matrix_MN.shape[1]
+    x = (matrix_MN.T if tall else matrix_MN).float()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(num_steps):
+        gram = x @ x.T
+        x = first * x + (second * gram + third * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, with decoupled weight decay. Parameters have two dims or more."""
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float = 0.02,
+        weight_decay: float = 0.05,
+        momentum: float = 0.95,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        flat = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim < 2]
+        if flat:
+            raise ValueError(f"Muon needs parameters of two dims or more; got {flat[0]}: give those to AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "a closure is not supported"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+                update_MN = parameter.grad.add(momentum, alpha=group["momentum"]).flatten(1)
+                scale = max(1.0, update_MN.shape[0] / update_MN.shape[1]) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(
+                    orthogonalise(update_MN).reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale
+                )
