@@ -8,6 +8,7 @@ from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.endpoints.dashboard import Dashboards, application_names, dashboard_address
 from belvedere_operators.controllers.endpoints.decide import RAY_SERVICE_LABEL, SERVICE_LABEL, Decision, decide
 from belvedere_operators.controllers.endpoints.replicas import replicas_of
+from belvedere_operators.controllers.reading import find
 from belvedere_operators.runtime import After, Controller, Key, Watched, label_keys
 from belvedere_platform.errors import NotFound, Unavailable
 from belvedere_platform.store import Manifest
@@ -29,7 +30,7 @@ class EndpointsReconciler:
 
     async def reconcile(self, key: Key) -> After | None:
         """Make the slices of one RayService what its replicas are now. Owner references remove them with it."""
-        ray_service = self._context.caches.of(RAY_SERVICE).get(key)
+        ray_service = await find(self._context.store, RAY_SERVICE, key)
         if ray_service is None or SERVICE_LABEL not in ray_service["metadata"].get("labels", {}):
             self._silent.discard(key)
             return None
@@ -51,12 +52,8 @@ class EndpointsReconciler:
             self._silent.add(key)
             return None
         self._silent.discard(key)
-        existing = [
-            one
-            for one in self._context.caches.of(ENDPOINT_SLICE).list(key.namespace)
-            if one["metadata"].get("labels", {}).get(RAY_SERVICE_LABEL) == key.name
-        ]
-        return decide(ray_service, replicas_of(details, application_names(ray_service)), existing)
+        existing = await self._context.store.list(ENDPOINT_SLICE, key.namespace, labels={RAY_SERVICE_LABEL: key.name})
+        return decide(ray_service, replicas_of(details, application_names(ray_service)), existing.items)
 
     async def _apply(self, key: Key, decision: Decision) -> None:
         for one in decision.apply:

@@ -6,6 +6,7 @@ import asyncio
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
+from belvedere_operators.controllers.reading import condition_is_true, find
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
 from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Watched, find_condition, owner_keys
@@ -19,11 +20,11 @@ FIELD_MANAGER = "belvedere-engine"
 
 async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     """Read everything about an engine; None when it is gone."""
-    manifest = context.caches.of(ENGINE).get(key)
+    manifest = await find(context.store, ENGINE, key)
     if manifest is None:
         return None
     engine = Engine.model_validate(manifest)
-    version = context.caches.of(MODEL_VERSION).get(Key(key.namespace, engine.spec.model_version))
+    version = await find(context.store, MODEL_VERSION, Key(key.namespace, engine.spec.model_version))
     model_digest = version["spec"]["digest"] if version is not None else None
     tag, built, unreadable = None, None, None
     if model_digest is not None:
@@ -36,16 +37,11 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
         environment=context.settings.child_environment(),
         tag=tag,
         model_digest=model_digest,
-        version_ready=version is not None and _ready(version),
-        job=_job(context.caches.of(JOB).get(Key(key.namespace, engine_job_name(key.name)))),
+        version_ready=version is not None and condition_is_true(version, "Ready"),
+        job=_job(await find(context.store, JOB, Key(key.namespace, engine_job_name(key.name)))),
         built=built,
         unreadable=unreadable,
     )
-
-
-def _ready(version: Manifest) -> bool:
-    conditions = version.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def _built(artifacts: ArtifactStore, tag: str) -> tuple[Built | None, str | None]:

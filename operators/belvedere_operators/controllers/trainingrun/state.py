@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from belvedere_operators.controllers.context import Context
+from belvedere_operators.controllers.reading import condition_is_true, find
 from belvedere_operators.controllers.trainingrun.progress import Reading, read_progress
 from belvedere_operators.manifests.rayjob import ATTEMPT_ANNOTATION, DATA_ANNOTATION, PARENT_ANNOTATION, RUN_LABEL
 from belvedere_operators.runtime import Key, parse_timestamp
@@ -108,11 +109,11 @@ def run_tag(metadata: Mapping[str, Any], attempt: int) -> str:
 
 async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     """Read everything about a run; None when the run is gone."""
-    manifest = context.caches.of(TRAINING_RUN).get(key)
+    manifest = await find(context.store, TRAINING_RUN, key)
     if manifest is None:
         return None
     run = TrainingRun.model_validate(manifest)
-    attempts = tuple(sorted(_attempts(context, key), key=lambda attempt: attempt.number))
+    attempts = tuple(sorted(await _attempts(context, key), key=lambda attempt: attempt.number))
     last = attempts[-1] if attempts else None
     finished = run.status is not None and run.status.phase == "Succeeded"
     trained = None
@@ -127,20 +128,17 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
         image=context.settings.image,
         environment=context.settings.child_environment(),
         data_digest=await asyncio.to_thread(_data_digest, context.artifacts, run.spec.data.dataset),
-        parent=_parent(context, run, key),
-        published=_published(context, run, key),
+        parent=await _parent(context, run, key),
+        published=await _published(context, run, key),
         attempts=attempts,
         trained=trained,
         reading=reading,
     )
 
 
-def _attempts(context: Context, key: Key) -> list[Attempt]:
-    return [
-        _attempt(manifest)
-        for manifest in context.caches.of(RAY_JOB).list(key.namespace)
-        if manifest["metadata"].get("labels", {}).get(RUN_LABEL) == key.name
-    ]
+async def _attempts(context: Context, key: Key) -> list[Attempt]:
+    listing = await context.store.list(RAY_JOB, key.namespace, labels={RUN_LABEL: key.name})
+    return [_attempt(manifest) for manifest in listing.items]
 
 
 def _attempt(manifest: Manifest) -> Attempt:
@@ -180,19 +178,18 @@ def _trained(artifacts: ArtifactStore, tag: str) -> Trained | None:
     )
 
 
-def _parent(context: Context, run: TrainingRun, key: Key) -> Parent | None:
+async def _parent(context: Context, run: TrainingRun, key: Key) -> Parent | None:
     if run.spec.initialize_from is None:
         return None
-    manifest = context.caches.of(MODEL_VERSION).get(Key(key.namespace, run.spec.initialize_from.model_version))
+    origin = Key(key.namespace, run.spec.initialize_from.model_version)
+    manifest = await find(context.store, MODEL_VERSION, origin)
     if manifest is None:
         return None
-    conditions = manifest.get("status", {}).get("conditions", [])
-    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
-    return Parent(digest=manifest["spec"]["digest"], ready=ready)
+    return Parent(digest=manifest["spec"]["digest"], ready=condition_is_true(manifest, "Ready"))
 
 
-def _published(context: Context, run: TrainingRun, key: Key) -> Published | None:
-    manifest = context.caches.of(MODEL_VERSION).get(Key(key.namespace, run.spec.version or key.name))
+async def _published(context: Context, run: TrainingRun, key: Key) -> Published | None:
+    manifest = await find(context.store, MODEL_VERSION, Key(key.namespace, run.spec.version or key.name))
     if manifest is None:
         return None
     spec = manifest["spec"]

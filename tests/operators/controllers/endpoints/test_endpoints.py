@@ -1,0 +1,167 @@
+"""EndpointSlices from Ray Serve's account of its replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from belvedere_operators.controllers.endpoints.controller import EndpointsReconciler
+from belvedere_operators.controllers.endpoints.decide import slice_name
+from belvedere_operators.controllers.endpoints.replicas import replicas_of
+from belvedere_operators.runtime import After, Key
+from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
+
+KEY = Key("default", "emoji-v1")
+APPLICATION = "default.emoji-v1"
+
+
+def replica(name: str, state: str = "RUNNING", address: str = "127.0.0.1") -> dict[str, Any]:
+    return {"replica_id": name, "actor_name": f"SERVE_REPLICA::{name}", "state": state, "node_ip": address}
+
+
+def target(name: str, port: int) -> dict[str, Any]:
+    return {"ip": "127.0.0.1", "port": port, "instance_id": "", "name": f"SERVE_REPLICA::{name}"}
+
+
+def details(
+    replicas: list[dict[str, Any]], ports: dict[str, tuple[int, int]], prefix: str = f"/{APPLICATION}"
+) -> dict[str, Any]:
+    """What GET /api/serve/applications/ answers with direct ingress, as far as it is read."""
+    groups = [
+        {
+            "protocol": protocol,
+            "route_prefix": prefix,
+            "app_name": APPLICATION,
+            "ingress_deployment_name": "V2Server",
+            "targets": [target(name, pair[index]) for name, pair in ports.items()],
+        }
+        for index, protocol in enumerate(("HTTP", "gRPC"))
+    ]
+    deployment = {"name": "V2Server", "replicas": replicas}
+    other = {"protocol": "HTTP", "route_prefix": "/other", "app_name": "other", "targets": [target("x", 1)]}
+    application = {"route_prefix": prefix, "deployments": {"V2Server": deployment}}
+    return {"applications": {APPLICATION: application, "other": {"deployments": {}}}, "target_groups": [*groups, other]}
+
+
+class Services:
+    """One RayService on the bench, and the dashboard that it names."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+        self.reconciler = EndpointsReconciler(bench.context)
+        self.answer: dict[str, Any] | None = None
+        bench.answer = self._respond
+
+    def _respond(self, request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == "http://10.0.0.1:8265/api/serve/applications/"
+        if self.answer is None:
+            raise httpx.ConnectError("connection refused", request=request)
+        return httpx.Response(200, json=self.answer)
+
+    async def apply(self, name: str = KEY.name) -> None:
+        labels = {"belvedere.dev/service": "emoji", "belvedere.dev/version": "v1"}
+        manifest = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {"serveConfigV2": "{}"}}
+        manifest["metadata"] = {"name": name, "namespace": "default", "labels": labels}
+        await self.bench.store.apply(manifest, field_manager="test")
+        cluster = {"head": {"serviceIP": "10.0.0.1"}, "endpoints": {"dashboard": "8265"}}
+        active = {"applicationStatuses": {APPLICATION: {"status": "RUNNING"}}, "rayClusterStatus": cluster}
+        await self.bench.set_status(RAY_SERVICE, name, activeServiceStatus=active)
+
+    async def look(self, answer: dict[str, Any] | None) -> After | None:
+        self.answer = answer
+        await self.bench.clock.advance(1)
+        return await self.reconciler.reconcile(KEY)
+
+    async def slices(self) -> dict[str, dict[str, Any]]:
+        listing = await self.bench.store.list(ENDPOINT_SLICE, "default")
+        return {one["metadata"]["name"]: one for one in listing.items}
+
+
+@pytest.fixture
+async def services(bench: Any) -> Services:
+    made = Services(bench)
+    await made.apply()
+    return made
+
+
+async def test_each_replica_has_one_slice_with_both_ports(services: Services) -> None:
+    answer = details([replica("a"), replica("b")], {"a": (30000, 40000), "b": (30001, 40001)})
+    assert await services.look(answer) == After(1.0)
+    slices = await services.slices()
+    assert set(slices) == {slice_name("emoji-v1", "a"), slice_name("emoji-v1", "b")}
+    one = slices[slice_name("emoji-v1", "b")]
+    assert one["ports"] == [
+        {"name": "http", "port": 30001, "protocol": "TCP"},
+        {"name": "grpc", "port": 40001, "protocol": "TCP"},
+    ]
+    assert one["addressType"] == "IPv4"
+    assert one["endpoints"] == [
+        {"addresses": ["127.0.0.1"], "conditions": {"ready": True, "serving": True, "terminating": False}}
+    ]
+    assert (
+        one["metadata"]["labels"].items() >= {"belvedere.dev/service": "emoji", "belvedere.dev/version": "v1"}.items()
+    )
+    assert one["metadata"]["annotations"] == {
+        "belvedere.dev/replica": "b",
+        "belvedere.dev/http-path-prefix": f"/{APPLICATION}",
+    }
+    before = one["metadata"]["resourceVersion"]
+    await services.look(answer)
+    assert (await services.slices())[one["metadata"]["name"]]["metadata"]["resourceVersion"] == before
+
+
+async def test_a_root_application_has_no_prefix(services: Services) -> None:
+    await services.look(details([replica("a")], {"a": (1, 2)}, prefix="/"))
+    (one,) = (await services.slices()).values()
+    assert "belvedere.dev/http-path-prefix" not in one["metadata"]["annotations"]
+
+
+async def test_a_replica_drains_and_goes(services: Services) -> None:
+    await services.look(details([replica("a"), replica("b")], {"a": (1, 2), "b": (3, 4)}))
+    await services.look(details([replica("a"), replica("b", "STOPPING")], {"a": (1, 2)}))
+    draining = (await services.slices())[slice_name("emoji-v1", "b")]
+    assert draining["endpoints"][0]["conditions"] == {"ready": False, "serving": True, "terminating": True}
+    assert [port["port"] for port in draining["ports"]] == [3, 4]
+    await services.look(details([replica("a")], {"a": (1, 2)}))
+    assert set(await services.slices()) == {slice_name("emoji-v1", "a")}
+
+
+async def test_a_starting_replica_is_not_there_yet(services: Services) -> None:
+    await services.look(details([replica("a", "STARTING")], {}))
+    assert await services.slices() == {}
+    await services.look(details([replica("a", "RUNNING")], {}))
+    assert await services.slices() == {}
+
+
+async def test_slices_stay_while_the_dashboard_is_silent(services: Services) -> None:
+    await services.look(details([replica("a")], {"a": (1, 2)}))
+    assert await services.look(None) == After(1.0)
+    assert len(await services.slices()) == 1
+
+
+async def test_slices_go_with_their_service(services: Services) -> None:
+    await services.look(details([replica("a")], {"a": (1, 2)}))
+    await services.bench.store.delete(RAY_SERVICE, KEY.name, "default")
+    assert await services.look(details([], {})) is None
+    assert await services.slices() == {}
+
+
+async def test_services_of_one_ray_share_one_answer(services: Services) -> None:
+    await services.apply("emoji-v2")
+    services.answer = details([replica("a")], {"a": (1, 2)})
+    await services.reconciler.reconcile(KEY)
+    await services.reconciler.reconcile(Key("default", "emoji-v2"))
+    assert len(services.bench.requests) == 1
+
+
+def test_serves_own_proxies_are_no_replicas() -> None:
+    answer = details([replica("a")], {})
+    proxy = {"ip": "127.0.0.1", "port": 8000, "instance_id": "", "name": "SERVE_PROXY_ACTOR"}
+    answer["target_groups"] = [
+        {"protocol": "HTTP", "route_prefix": "/", "app_name": APPLICATION, "targets": [proxy]},
+        {"protocol": "HTTP", "route_prefix": "/", "app_name": "", "targets": [proxy]},
+    ]
+    assert [one.http_port for one in replicas_of(answer, [APPLICATION])] == [None]
+    assert replicas_of({}, [APPLICATION]) == []

@@ -1,0 +1,191 @@
+"""Engines over the real stores, and the gates as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from belvedere_operators.controllers.engine.controller import EngineReconciler
+from belvedere_operators.runtime import After, Key
+from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_VERSION
+
+KEY = Key("default", "v1-onnxruntime-int8")
+SPEC: dict[str, Any] = {
+    "modelVersion": "v1",
+    "target": {"precision": "int8"},
+    "parity": {"cosineMinimum": 0.95, "top1AgreementMinimum": 0.9},
+}
+GOOD = {"cosineMin": 0.97, "cosineMean": 0.99, "top1Agreement": 0.93, "samples": 256}
+FAST = {"p50Milliseconds": 2.0, "p95Milliseconds": 3.0, "torchP50Milliseconds": 6.0, "batch": 1}
+
+
+class Shop:
+    """One Engine on the bench, with the model it is built from."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+        self.reconciler = EngineReconciler(bench.context)
+        self.model = bench.artifacts.push("model", {"model.safetensors": b"w"}, config={}).digest
+        self.tag = f"engines/{self.model[7:19]}-onnxruntime-int8-{bench.context.settings.toolchain_digest}"
+
+    async def add_version(self, *, ready: bool = True) -> None:
+        spec = {"model": "clip", "digest": self.model, "evaluation": {"passed": True}}
+        await self.bench.apply("ModelVersion", "v1", spec)
+        if ready:
+            condition = {"type": "Ready", "status": "True", "reason": "Verified"}
+            await self.bench.set_status(MODEL_VERSION, "v1", conditions=[condition])
+
+    async def apply(self, **changes: Any) -> None:
+        await self.bench.apply("Engine", KEY.name, {**SPEC, **changes})
+
+    def build(self, **changes: Any) -> str:
+        config = {
+            "modelDigest": self.model,
+            "target": {"runtime": "onnxruntime", "precision": "int8", "device": "cpu"},
+            "parity": {"embed_text": GOOD, "embed_image": GOOD},
+            "latency": {"embed_text": FAST, "embed_image": FAST},
+            "toolchain": {"onnxruntime": "1.0"},
+            "device": "cpu avx2",
+            **changes,
+        }
+        config = {key: value for key, value in config.items() if value is not None}
+        return str(self.bench.artifacts.push("engine", {"embed_text.onnx": b"x"}, config=config, tag=self.tag).digest)
+
+    async def reconcile(self) -> After | None:
+        return await self.reconciler.reconcile(KEY)
+
+    async def ready(self) -> tuple[str, str, str]:
+        return tuple(await self.bench.condition(ENGINE, KEY.name, "Ready"))  # type: ignore[return-value]
+
+
+@pytest.fixture
+def shop(bench: Any) -> Shop:
+    return Shop(bench)
+
+
+async def test_an_engine_is_built_and_judged(shop: Shop) -> None:
+    await shop.add_version()
+    await shop.apply()
+    await shop.reconcile()
+    assert (await shop.ready())[1] == "Building"
+    job = await shop.bench.get(JOB, f"{KEY.name}-build")
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == ["belvedere"]
+    assert container["args"] == [
+        "engine", "build", "--model-digest", shop.model, "--runtime", "onnxruntime", "--precision", "int8",
+        "--parity-cosine-minimum", "0.95", "--parity-top1-minimum", "0.9", "--tag", shop.tag,
+    ]  # fmt: skip
+    assert {"name": "BELVEDERE_ARTIFACTS", "value": shop.bench.artifacts.url} in container["env"]
+    digest = shop.build()
+    await shop.bench.set_status(JOB, f"{KEY.name}-build", conditions=[{"type": "Complete", "status": "True"}])
+    await shop.reconcile()
+    assert (await shop.ready())[:2] == ("True", "Built")
+    status = await shop.bench.status(ENGINE, KEY.name)
+    assert status["digest"] == digest
+    assert status["job"] == f"{KEY.name}-build"
+    assert status["parity"]["embed_text"]["cosineMin"] == 0.97
+    assert status["latency"]["embed_image"]["torchP50Milliseconds"] == 6.0
+    assert (status["toolchain"], status["device"], status["sizeBytes"]) == ({"onnxruntime": "1.0"}, "cpu avx2", 1)
+    await shop.reconcile()
+    assert await shop.bench.events() == [("Normal", "Building", 1), ("Normal", "Built", 1)]
+
+
+async def test_an_engine_of_the_same_key_is_reused(shop: Shop) -> None:
+    digest = shop.build()
+    await shop.add_version()
+    await shop.apply()
+    await shop.reconcile()
+    assert (await shop.ready())[:2] == ("True", "Reused")
+    assert await shop.bench.get(JOB, f"{KEY.name}-build") is None
+    assert (await shop.bench.status(ENGINE, KEY.name))["digest"] == digest
+
+
+async def test_another_toolchain_builds_anew(shop: Shop) -> None:
+    shop.tag = shop.tag[:-8] + "00000000"
+    shop.build()
+    await shop.add_version()
+    await shop.apply()
+    await shop.reconcile()
+    assert (await shop.ready())[1] == "Building"
+
+
+@pytest.mark.parametrize(
+    ("built", "spec", "reason", "figures"),
+    [
+        (
+            {"parity": {"embed_text": {**GOOD, "cosineMin": 0.41}, "embed_image": GOOD}},
+            {},
+            "ParityFailed",
+            "embed_text: smallest cosine 0.4100, spec.parity.cosineMinimum is 0.95 (on 256 held-out inputs)",
+        ),
+        (
+            {"parity": {"embed_text": GOOD, "embed_image": {**GOOD, "top1Agreement": 0.5}}},
+            {},
+            "ParityFailed",
+            "embed_image: top-1 agreement 0.5000, spec.parity.top1AgreementMinimum is 0.9",
+        ),
+        ({"parity": {}}, {}, "ParityFailed", "measured no parity"),
+        ({}, {"parity": {"cosineMinimum": 0.98}}, "ParityFailed", "embed_image: smallest cosine 0.9700"),
+        (
+            {},
+            {"latencyBudgetMilliseconds": 1.5},
+            "LatencyBudgetExceeded",
+            "embed_image: p50 2.00 ms; embed_text: p50 2.00 ms; spec.latencyBudgetMilliseconds is 1.5",
+        ),
+        ({"latency": {}}, {"latencyBudgetMilliseconds": 1.5}, "LatencyBudgetExceeded", "measured no latency"),
+        ({"parity": None}, {}, "BuildFailed", "has no parity"),
+        ({"latency": {"embed_text": {}}}, {}, "BuildFailed", "is wrong at p50Milliseconds"),
+    ],
+)
+async def test_what_an_engine_is_refused_for(
+    shop: Shop, built: dict[str, Any], spec: dict[str, Any], reason: str, figures: str
+) -> None:
+    shop.build(**built)
+    await shop.add_version()
+    await shop.apply(**spec)
+    await shop.reconcile()
+    status, found, message = await shop.ready()
+    assert (status, found) == ("False", reason)
+    assert figures in message
+    assert await shop.bench.get(JOB, f"{KEY.name}-build") is None
+
+
+async def test_a_gate_that_is_loosened_lets_the_engine_in(shop: Shop) -> None:
+    shop.build()
+    await shop.add_version()
+    await shop.apply(parity={"cosineMinimum": 0.99})
+    await shop.reconcile()
+    assert (await shop.ready())[1] == "ParityFailed"
+    await shop.apply()
+    await shop.reconcile()
+    assert (await shop.ready())[0] == "True"
+
+
+async def test_a_failed_build_is_said_and_not_repeated(shop: Shop) -> None:
+    await shop.add_version()
+    await shop.apply()
+    await shop.reconcile()
+    failed = {"type": "Failed", "status": "True", "message": "exit code 1"}
+    await shop.bench.set_status(JOB, f"{KEY.name}-build", conditions=[failed])
+    assert await shop.reconcile() is None
+    assert (await shop.ready())[1] == "BuildFailed"
+    assert "exit code 1; delete the Job to build again" in (await shop.ready())[2]
+    await shop.bench.store.delete(JOB, f"{KEY.name}-build", "default")
+    await shop.reconcile()
+    assert (await shop.ready())[1] == "Building"
+
+
+async def test_a_version_is_waited_for(shop: Shop) -> None:
+    await shop.apply()
+    assert await shop.reconcile() == After(10.0)
+    assert (await shop.bench.condition(ENGINE, KEY.name, "Accepted"))[:2] == ("False", "ModelVersionNotFound")
+    await shop.add_version(ready=False)
+    await shop.reconcile()
+    assert (await shop.bench.condition(ENGINE, KEY.name, "Accepted"))[0] == "True"
+    assert await shop.ready() == ("False", "Pending", "ModelVersion v1 is not Ready")
+    assert await shop.bench.get(JOB, f"{KEY.name}-build") is None
+
+
+async def test_an_engine_that_is_gone_is_left_alone(shop: Shop) -> None:
+    assert await shop.reconcile() is None
