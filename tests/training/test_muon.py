@@ -27,7 +27,7 @@ def test_a_convolution_is_updated_and_a_quadratic_falls() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 8, 3, bias=False)
     target = torch.randn_like(layer.weight)
-    optimizer = Muon([layer.weight], lr=0.05, weight_decay=0.0)
+    optimizer = Muon([layer.weight], lr=0.2, weight_decay=0.0)
     losses = []
     for _ in range(60):
         optimizer.zero_grad()

@@ -21,7 +21,7 @@ def orthogonalise(matrix_MN: Tensor, num_steps: int = 5) -> Tensor:
     """Return about the nearest matrix with all singular values near one (between about 0.7 and 1.2), in fp32."""
     first, second, third = NEWTON_SCHULZ
     tall = matrix_MN.shape[0] > matrix_MN.shape[1]
-    x = (matrix_MN.T if tall else matrix_MN).float()
+    x: Tensor = (matrix_MN.T if tall else matrix_MN).float()
     x = x / (x.norm() + 1e-7)
     for _ in range(num_steps):
         gram = x @ x.T
