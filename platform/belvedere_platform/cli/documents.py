@@ -72,8 +72,10 @@ def _texts(place: str) -> Iterator[tuple[str, str]]:
 def _parse(source: str, text: str) -> Iterator[tuple[str, Any]]:
     try:
         for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
-            if node is not None:
-                yield f"{source}:{node.start_mark.line + 1}", _construct(node)
+            value = None if node is None else _construct(node)
+            # A document of comments only is no object, and no mistake either.
+            if value is not None:
+                yield f"{source}:{node.start_mark.line + 1}", value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
