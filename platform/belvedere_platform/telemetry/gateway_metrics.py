@@ -7,7 +7,10 @@ into the labels `namespace, service, version, protocol`. What is what:
   was repeated is not counted, its repetition is. Requests that the shadow tap sends do not pass Envoy and count nowhere here.
 - An **error** is an HTTP answer 5xx, or a gRPC status UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE or DATA_LOSS. A timeout,
   a reset and a refused connection are answered by Envoy in the version's name (504 or 503, gRPC 4 or 14), so they count too.
+  A gRPC client's own deadline is kept by Envoy and counts as DEADLINE_EXCEEDED; an HTTP client that hangs up leaves no answer to count.
 - **Latency** is the time from the whole request to the whole answer, in milliseconds; timeouts and resets have none, they are errors.
+  Envoy brings histograms up to date once a second, so buckets can be a second behind the counters: take the share of slow answers
+  from the buckets alone (`le="+Inf"` is all of them).
 
 Queries for the judge return counters as they stand, one sample for each version, protocol and Envoy process (label `instance`,
 and `le` for buckets), never summed over processes, so that the reader can see a counter start again at zero. A series that was not
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-REQUESTS = "envoy_cluster_upstream_rq_completed"
+HTTP_REQUESTS = "envoy_cluster_upstream_rq_completed"
 HTTP_ANSWERS = "envoy_cluster_upstream_rq_xx"
 """By label envoy_response_code_class, "1" to "5"."""
 GRPC_ANSWERS = "envoy_cluster_grpc"
@@ -33,7 +36,7 @@ EFFECTIVE_WEIGHT = "belvedere_gateway_effective_weight"
 ROUTABLE_REPLICAS = "belvedere_gateway_routable_replicas"
 """Gauge by namespace, service, version, protocol."""
 REJECTED_ROUTES = "belvedere_gateway_rejected_routes"
-"""Gauge by namespace, service: 1 while the route in the store is refused and the last good one stays in use."""
+"""Gauge by namespace and name of the object: 1 while its newest text is refused and the last good one stays in use."""
 
 SHADOW_COMPARISONS = "belvedere_shadow_comparisons_total"
 """Counter by namespace, service, candidate, model, agreed ("true" or "false"): one for each embedding compared."""
@@ -99,13 +102,16 @@ def nearest_edge(threshold_milliseconds: float) -> float:
 
 def requests_query(namespace: str, service: str) -> str:
     """Return PromQL for the requests so far. Labels: version, protocol, instance."""
-    return f"sum by (version, protocol, instance) ({REQUESTS}{_selector(namespace, service)})"
+    answered = _union(_request_selectors(namespace, service))
+    # Before the first gRPC answer there is no such series, but the cluster is there and has had no request.
+    there = f"0 * sum by (version, protocol, instance) ({HTTP_REQUESTS}{_selector(namespace, service)})"
+    return f"sum by (version, protocol, instance) ({answered}) or {there}"
 
 
 def errors_query(namespace: str, service: str) -> str:
     """Return PromQL for the errors so far, zero where there were none. Labels: version, protocol, instance."""
     errors = _union(_error_selectors(namespace, service))
-    return f"sum by (version, protocol, instance) ({errors}) or 0 * {requests_query(namespace, service)}"
+    return f"sum by (version, protocol, instance) ({errors}) or 0 * ({requests_query(namespace, service)})"
 
 
 def latency_buckets_query(namespace: str, service: str) -> str:
@@ -135,7 +141,8 @@ def shadow_requests_query(namespace: str, service: str) -> str:
 
 def request_rate(namespace: str, service: str, window: str, by: Iterable[str] = ("version",)) -> str:
     """Return PromQL for requests a second over a window such as `1m`."""
-    return f"sum by ({', '.join(by)}) (rate({REQUESTS}{_selector(namespace, service)}[{window}]))"
+    rates = _union(f"rate({selector}[{window}])" for selector in _request_selectors(namespace, service))
+    return f"sum by ({', '.join(by)}) ({rates})"
 
 
 def error_rate(namespace: str, service: str, window: str, by: Iterable[str] = ("version",)) -> str:
@@ -169,6 +176,13 @@ def latency_quantile(
     labels = ", ".join((*by, "le"))
     buckets = f"sum by ({labels}) (rate({LATENCY}_bucket{_selector(namespace, service)}[{window}]))"
     return f"histogram_quantile({quantile:g}, {buckets})"
+
+
+def _request_selectors(namespace: str, service: str) -> tuple[str, str]:
+    return (
+        HTTP_REQUESTS + _selector(namespace, service, 'protocol="http"'),
+        GRPC_ANSWERS + _selector(namespace, service, 'protocol="grpc"'),
+    )
 
 
 def _error_selectors(namespace: str, service: str) -> tuple[str, str]:

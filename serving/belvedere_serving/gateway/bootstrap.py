@@ -44,6 +44,8 @@ def bootstrap(settings: EnvoySettings) -> str:
             "dynamic_resources": _dynamic_resources(),
             "static_resources": {"clusters": [_xds_cluster(settings)]},
             "stats_config": _stats(),
+            # Histograms are brought up to date this often; the judge looks every few seconds.
+            "stats_flush_interval": "1s",
             "overload_manager": _overload(),
         },
     )

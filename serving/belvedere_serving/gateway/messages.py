@@ -23,6 +23,7 @@ from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc as ads_grpc
 from envoy.service.discovery.v3 import discovery_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as ext_proc_grpc
 from google.protobuf import any_pb2, json_format
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "discovery_pb2",
     "downstream_connections_pb2",
     "endpoint_pb2",
+    "ext_proc_grpc",
     "ext_proc_pb2",
     "grpc_stats_pb2",
     "http_protocol_options_pb2",

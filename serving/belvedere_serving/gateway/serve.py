@@ -1,0 +1,177 @@
+"""The gateway's control plane as one process: follows the store, tells Envoy, compares shadows, shows what it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
+
+from belvedere_platform.errors import Unavailable
+from belvedere_platform.store.protocol import ObjectStore
+from belvedere_platform.telemetry.gateway_metrics import EFFECTIVE_WEIGHT, REJECTED_ROUTES, ROUTABLE_REPLICAS
+from belvedere_serving.gateway.candidate import CandidateClient
+from belvedere_serving.gateway.memory import load_routes, save_routes
+from belvedere_serving.gateway.routes import claim_conflicts
+from belvedere_serving.gateway.shadow import ShadowMetrics, ShadowTap, serve_tap
+from belvedere_serving.gateway.snapshot import build_snapshot, shares
+from belvedere_serving.gateway.watch import Observed, Watcher
+from belvedere_serving.gateway.world import World
+from belvedere_serving.gateway.xds import Discovery, serve_discovery
+
+log = logging.getLogger(__name__)
+
+_GATHER_SECONDS = 0.02
+"""Changes that come this close together are told to Envoy as one."""
+_CLOSE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Where the control plane listens, and where Envoy finds the tap."""
+
+    xds_port: int
+    metrics_port: int
+    tap_port: int
+    address: str = "127.0.0.1"
+    tap_address: str = "127.0.0.1"
+    memory: Path | None = None
+    """File with the last good routes."""
+
+
+class ObservedState:
+    """Gauges of what the gateway does, which may differ from what it was asked."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ["namespace", "service", "version", "protocol"]
+        self._weight = Gauge(EFFECTIVE_WEIGHT, "percent of new requests", labels, registry=registry)
+        self._replicas = Gauge(ROUTABLE_REPLICAS, "replicas that take new requests", labels, registry=registry)
+        self._rejected = Gauge(
+            REJECTED_ROUTES, "1 while the last good route is used", ["namespace", "name"], registry=registry
+        )
+
+    def show(self, world: World, observed: Observed) -> None:
+        """Replace all gauges."""
+        for gauge in (self._weight, self._replicas, self._rejected):
+            gauge.clear()
+        for share in shares(world):
+            labels = (share.namespace, share.service, share.version, share.protocol)
+            self._weight.labels(*labels).set(share.weight)
+            self._replicas.labels(*labels).set(share.replicas)
+        for namespace, name in observed.rejected:
+            self._rejected.labels(namespace, name).set(1)
+
+
+class ControlPlane:
+    """Joins the parts; `run` ends when cancelled."""
+
+    def __init__(self, store: ObjectStore, settings: ServeSettings, registry: CollectorRegistry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._world = World()
+        self._observed = Observed(remembered=load_routes(settings.memory) if settings.memory else {})
+        self._saved = dict(self._observed.remembered)
+        self._changed = asyncio.Event()
+        self._watcher = Watcher(store, self._observed, self._changed.set)
+        self._discovery = Discovery(registry)
+        self._state = ObservedState(registry)
+        self._conflicts: list[str] = []
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        settings = self._settings
+        client = CandidateClient()
+        tap = ShadowTap(lambda: self._world, client, ShadowMetrics(self._registry))
+        try:
+            async with (
+                _running(await _start(serve_tap(tap, f"{settings.address}:{settings.tap_port}"), settings.tap_port)),
+                _running(
+                    await _start(
+                        serve_discovery(self._discovery, f"{settings.address}:{settings.xds_port}"), settings.xds_port
+                    )
+                ),
+                self._metrics_page(),
+                asyncio.TaskGroup() as group,
+            ):
+                group.create_task(self._watcher.run())
+                group.create_task(tap.run())
+                group.create_task(self._publish(client))
+        finally:
+            await client.close()
+
+    async def _publish(self, client: CandidateClient) -> None:
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._changed.clear()
+            self._world = self._observed.world()
+            settings = self._settings
+            self._discovery.publish(
+                build_snapshot(self._world, tap_address=settings.tap_address, tap_port=settings.tap_port)
+            )
+            self._state.show(self._world, self._observed)
+            self._report_conflicts()
+            self._remember()
+            await client.keep_only(replica for found in self._world.replicas.values() for replica in found)
+
+    def _report_conflicts(self) -> None:
+        conflicts = claim_conflicts(self._world.routes.values())
+        for sentence in conflicts:
+            if sentence not in self._conflicts:
+                log.error("two services claim one name: %s", sentence)
+        self._conflicts = conflicts
+
+    def _remember(self) -> None:
+        if self._settings.memory is not None and self._saved != self._observed.routes:
+            save_routes(self._settings.memory, self._observed.routes)
+            self._saved = dict(self._observed.routes)
+
+    @asynccontextmanager
+    async def _metrics_page(self) -> AsyncIterator[None]:
+        ProcessCollector(registry=self._registry)
+        app = web.Application()
+        app.router.add_get("/metrics", self._show_metrics)
+        app.router.add_get("/healthz", self._show_health)
+        app.router.add_get("/readyz", self._show_readiness)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
+        await runner.setup()
+        try:
+            await _start(
+                web.TCPSite(runner, self._settings.address, self._settings.metrics_port).start(),
+                self._settings.metrics_port,
+            )
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def _show_health(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _show_readiness(self, request: web.Request) -> web.Response:
+        if not self._watcher.complete:
+            raise web.HTTPServiceUnavailable(text="the store has not been read yet\n")
+        return web.Response(text="ok\n")
+
+
+async def _start(starting: Any, port: int) -> Any:
+    try:
+        return await starting
+    except (OSError, RuntimeError) as error:
+        raise Unavailable(f"port {port} cannot be opened: {error}; is something else listening there?") from error
+
+
+@asynccontextmanager
+async def _running(server: Any) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await server.stop(_CLOSE_SECONDS)
