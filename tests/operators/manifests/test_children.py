@@ -1,0 +1,90 @@
+"""What the builders write."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.prometheusrule import prometheus_rule
+from belvedere_operators.manifests.rayservice import ray_service
+from belvedere_platform.resources import GatewayRoute
+
+
+@pytest.fixture
+def built(owner, spec):
+    return ray_service(
+        owner,
+        spec,
+        version="v2",
+        engine_digest="sha256:" + "b" * 64,
+        replicas=3,
+        image="belvedere:test",
+        environment={"BELVEDERE_ARTIFACTS": "file:///artifacts", "BELVEDERE_INSTANCE": "one"},
+    )
+
+
+def test_the_application_is_told_everything_it_needs(built):
+    (application,) = yaml.safe_load(built["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "belvedere_serving.server.app:build"
+    assert application["args"] == {
+        "service": "search",
+        "namespace": "shop",
+        "model": "clip",
+        "version": "v2",
+        "engineDigest": "sha256:" + "b" * 64,
+        "artifacts": "file:///artifacts",
+        "maxBatchSize": 16,
+        "batchWaitMilliseconds": 2.0,
+        "maxQueuedRequests": 256,
+        "threads": 1,
+    }
+    (deployment,) = application["deployments"]
+    assert (deployment["name"], deployment["num_replicas"]) == ("V2Server", 3)
+    assert deployment["ray_actor_options"] == {"num_cpus": 0.5}
+
+
+def test_replicas_are_reached_directly_and_probed_without_serves_proxy(built):
+    cluster = built["spec"]["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
+    assert environment["BELVEDERE_INSTANCE"] == "one"
+    assert container["readinessProbe"]["httpGet"]["port"] == 52365
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (3, 3, 3)
+
+
+def test_children_are_labelled_and_owned(owner, spec, built):
+    children = [
+        built,
+        gateway_route(owner, spec, weights={"v1": 100}),
+        prometheus_rule(owner, spec, stable="v1"),
+    ]
+    for child in children:
+        metadata = child["metadata"]
+        assert metadata["namespace"] == "shop"
+        assert metadata["labels"]["belvedere.dev/service"] == "search"
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "belvedere"
+        assert metadata["ownerReferences"][0]["uid"] == "u-1"
+    assert built["metadata"]["labels"]["belvedere.dev/version"] == "v2"
+
+
+def test_the_same_arguments_give_the_same_bytes(owner, spec):
+    once, again = (json.dumps(prometheus_rule(owner, spec, stable="v1", candidate="v2")) for _ in range(2))
+    assert once == again
+
+
+def test_the_route_is_what_the_gateway_reads(owner, spec):
+    manifest = gateway_route(owner, spec, weights={"v1": 90, "v2": 10}, shadow=("v1", "v2"))
+    route = GatewayRoute.model_validate_json(manifest["data"]["route.json"])
+    assert [(one.version, one.weight) for one in route.versions] == [("v1", 90), ("v2", 10)]
+    assert route.shadow is not None
+    assert (route.shadow.candidate, route.shadow.percent) == ("v2", 20)
+
+
+def test_weights_that_are_no_whole_are_a_defect(owner, spec):
+    with pytest.raises(AssertionError):
+        gateway_route(owner, spec, weights={"v1": 90})
