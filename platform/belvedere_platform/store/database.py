@@ -60,13 +60,16 @@ class Database:
 
     def data_version(self) -> int:
         """Return a number that changes when anyone has committed. Takes microseconds: it looks at shared memory only."""
+        self._reader.check_open()
         with translated(self.path):
             if self._ticker is None:
                 self._ticker = connect_file(self.path)
             return int(self._ticker.execute("PRAGMA data_version").fetchone()[0])
 
     async def close(self) -> None:
-        """Close the connections, after what is under way."""
+        """Close the connections, after what is under way. Whoever asks from now on is refused."""
+        self._writer.refuse()
+        self._reader.refuse()
         await self._writer.close()
         await self._reader.close()
         if self._ticker is not None:
@@ -81,11 +84,11 @@ class _Worker:
         self._path = path
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._connection: sqlite3.Connection | None = None
-        self._closed = False
+        self._refuses = False
+        self._ended = False
 
     async def run(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        if self._closed:
-            raise Unavailable(f"the store {self._path} is closed")
+        self.check_open()
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._act, action)
 
     def _act(self, action: Callable[[sqlite3.Connection], T]) -> T:
@@ -94,12 +97,18 @@ class _Worker:
                 self._connection = connect_file(self._path)
             return action(self._connection)
 
+    def refuse(self) -> None:
+        self._refuses = True
+
+    def check_open(self) -> None:
+        if self._refuses:
+            raise Unavailable(f"the store {self._path} is closed")
+
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
-        self._executor.shutdown(wait=False)
+        if not self._ended:
+            self._ended = True
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._close)
+            self._executor.shutdown(wait=False)
 
     def _close(self) -> None:
         if self._connection is not None:
