@@ -129,7 +129,7 @@ class _Reader:
 
     def read(self) -> bool:
         """Print what is new, and return whether anything was."""
-        files = [file for folder in self.folders for file in sorted(folder.glob("**/*.log"))]
+        files = [file for folder in self.folders for file in sorted(folder.glob("**/*.log")) if file.is_file()]
         several = len(files) > 1
         return any([self._read_file(file, several) for file in files])
 

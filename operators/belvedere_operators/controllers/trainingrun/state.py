@@ -42,7 +42,9 @@ class Attempt:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise, or never could start."""
+        """Whether it ended otherwise, or never could start. A job that was suspended has been stopped, not failed."""
+        if self.suspended or self.deployment_status.startswith("Suspend"):
+            return False
         return self.job_status in ("FAILED", "STOPPED") or (self.deployment_status == "Failed" and not self.succeeded)
 
 

@@ -250,9 +250,14 @@ async def test_suspend_reaches_the_job(run: Run) -> None:
     await run.reconcile()
     assert (await run.status())["phase"] == "Suspended"
     assert (await run.bench.get(RAY_JOB, "clip-v1-1"))["spec"]["suspend"] is True
+    await run.bench.set_status(RAY_JOB, "clip-v1-1", jobStatus="STOPPED", jobDeploymentStatus="Suspended")
+    await run.reconcile()
+    assert (await run.status())["phase"] == "Suspended"
     await run.start(suspend=False)
     await run.reconcile()
     assert (await run.bench.get(RAY_JOB, "clip-v1-1"))["spec"]["suspend"] is False
+    await run.reconcile()
+    assert (await run.status())["phase"] == "Pending"
     assert await run.jobs() == ["clip-v1-1"]
 
 
