@@ -9,8 +9,8 @@ import yaml
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources import RESOURCES
 from belvedere_platform.resources.base import API_VERSION, Resource
-from belvedere_platform.resources.crd import Schema, schema_of
-from belvedere_platform.resources.validation import with_defaults
+from belvedere_platform.resources.crd import Schema
+from belvedere_platform.resources.validation import schemas, with_defaults
 
 _ENVELOPE = {
     "apiVersion": f"The version of the API: {API_VERSION}.",
@@ -23,7 +23,7 @@ def explain(path: str) -> str:
     """Return what is known of a field, for example `modelservice.spec.rollout.steps`. Raises InvalidInput for an unknown one."""
     kind, *names = path.split(".")
     resource = _resource(kind)
-    node, required, walked = schema_of(resource), True, [resource.kind_name.lower()]
+    node, required, walked = schemas()[resource.kind_name], True, [resource.kind_name.lower()]
     for name in names:
         inside = _inside(node)
         properties = inside.get("properties", {})
