@@ -233,7 +233,7 @@ def _advance(state: State) -> Decision | None:
         )
     stayed = state.now - (progress.step_started or progress.started)
     if stayed < step.hold_seconds:
-        return Hold(reason=f"step {index + 1}: {stayed:.0f} of {step.hold_seconds:g} s", signal="steps")
+        return Hold(reason=f"step {index + 1} of {len(steps)} holds {step.hold_seconds:g} s", signal="steps")
     if state.evidence.totals.candidate_requests <= progress.requests_at_step:
         return Hold(
             reason="the candidate got no requests in this step; nothing is proven without traffic", signal="noData"

@@ -281,12 +281,12 @@ class ModelService(Resource):
     )
     conditions = {
         "Accepted": "Accepted, ModelVersionNotFound, ModelMismatch",
-        "EngineReady": "Ready, Building, ParityFailed, BuildFailed, ModelVersionNotFound",
-        "CapacityAvailable": "Fits, WaitingForCapacity",
+        "EngineReady": "Ready, Building, ParityFailed, LatencyBudgetExceeded, BuildFailed, ModelVersionNotFound",
+        "CapacityAvailable": "Fits, WaitingForCapacity, Unreported",
         "Ready": "Routable, NoReplicas, WaitingForEngine, WaitingForReplicas",
-        "RolloutProgressing": "Progressing, Complete, Paused, Aborted, NoTraffic, Preparing",
+        "RolloutProgressing": "Progressing, Complete, Paused, Aborted, EngineRefused, NoTraffic, Preparing",
         "SLOMet": "WithinObjective, ErrorBudgetBurning, LatencyBudgetBurning, NoData",
-        "Degraded": "Healthy, FewerReplicas, MetricsUnavailable, CandidateRejected",
+        "Degraded": "Healthy, FewerReplicas, MetricsUnavailable, AlertPathLost, ErrorBudgetBurning, CandidateRejected",
     }
     scale = {
         "specReplicasPath": ".spec.scaling.minReplicas",

@@ -145,7 +145,7 @@ def _trouble(state: State, journal: Journal) -> Failure | None:
     if heard is not None and state.now - heard > LOST_PATH_SECONDS:
         return Failure(
             reason="AlertPathLost",
-            message=f"the watchdog alert was last heard {state.now - heard:.0f} s ago: alerts no longer reach the operator",
+            message=f"the watchdog alert was last heard at {datetime.fromtimestamp(heard, UTC):%H:%M:%S} UTC: alerts no longer reach the operator",
         )
     firing = state.book.firing(now=state.now, stale_seconds=STALE_ALERT_SECONDS)
     for told in firing:

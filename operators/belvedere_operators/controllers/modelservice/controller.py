@@ -13,7 +13,8 @@ from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import status_of
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.manifests.ownership import SERVICE_LABEL
-from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Watched, key_of, label_keys
+from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Terminal, Watched, key_of, label_keys
+from belvedere_platform.errors import CorruptData
 from belvedere_platform.resources.model_service import ModelServiceStatus
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import (
@@ -38,7 +39,11 @@ class ModelServiceReconciler:
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring one service one step nearer to what is asked."""
-        state = await gather(self._context, self._prometheus, key)
+        try:
+            state = await gather(self._context, self._prometheus, key)
+        except CorruptData as error:
+            # Acting without memory could put an unproven version first; a person must decide.
+            raise Terminal(str(error)) from error
         if state is None:
             return None
         store, settings = self._context.store, self._context.settings

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from belvedere_operators.alerts.book import for_decision
 from belvedere_operators.controllers.modelservice.gather import versions_of
-from belvedere_operators.controllers.modelservice.journal import Journal, Record, Retiring, RolloutRecord, ScaleRecord
+from belvedere_operators.controllers.modelservice.journal import (
+    Journal,
+    Record,
+    Retiring,
+    RolloutRecord,
+    ScaleRecord,
+    summary,
+)
 from belvedere_operators.controllers.modelservice.looking import evidence_now, take
 from belvedere_operators.controllers.modelservice.obstacles import accepted, candidate_obstacle, refused_engine
 from belvedere_operators.controllers.modelservice.replicas import candidate_replicas, needed
@@ -35,7 +40,7 @@ def _forget_retired(state: State, journal: Journal) -> Journal:
 
 
 def _pin_engines(state: State, journal: Journal) -> Journal:
-    mattering = versions_of(state.spec, journal)
+    mattering = versions_of(state.spec, journal, state.manifest)
     pinned = {version: digest for version, digest in journal.engines.items() if version in mattering}
     for version, engine in state.engines.items():
         ready = engine.status is not None and any(
@@ -49,6 +54,8 @@ def _pin_engines(state: State, journal: Journal) -> Journal:
 def _identify(state: State, journal: Journal) -> Journal:
     """Settle which versions the two sides have: the first is served without a rollout, a new one becomes the candidate."""
     wanted = state.spec.version
+    if journal.stable is None:
+        journal = _recollect(state, journal)
     if journal.stable is None or not journal.served:
         if accepted(state) is not None and journal.stable is None:
             return journal
@@ -68,6 +75,18 @@ def _identify(state: State, journal: Journal) -> Journal:
     if active is None and wanted != journal.stable and not _refused(state, journal) and accepted(state) is None:
         return _begin(state, journal)
     return journal
+
+
+def _recollect(state: State, journal: Journal) -> Journal:
+    """Return the journal with the stable version that status names, if the journal was lost while it served.
+
+    Without this, losing one ConfigMap would put an unproven version in the place of the one that serves.
+    """
+    stable = ((state.manifest.get("status") or {}).get("stable") or {}).get("version")
+    if stable is None or not state.routable.get(stable, 0):
+        return journal
+    replicas = max(state.spec.scaling.min_replicas, state.routable[stable])
+    return journal.with_(stable=stable, served=True, scale=ScaleRecord(replicas=replicas))
 
 
 def _refused(state: State, journal: Journal) -> bool:
@@ -228,7 +247,10 @@ def _end(
     retired = Retiring(version=loser, replicas=replicas, until=state.now + stay)
     others = tuple(one for one in journal.retiring if one.version != loser)
     return journal.with_(
-        stable=active.candidate if promoted else journal.stable, rollout=ended, retiring=(*others, retired)
+        stable=active.candidate if promoted else journal.stable,
+        rollout=ended,
+        retiring=(*others, retired),
+        closing=summary(evidence),
     ).note(_record(state, active, decision, ended.weight, evidence))
 
 
@@ -249,12 +271,8 @@ def _record(state: State, active: RolloutRecord, decision: Decision, weight: int
             "stableErrors": totals.stable_errors,
             "routableReplicas": state.routable.get(active.candidate, 0),
         },
-        evidence={"harm": _rounded(evidence.harm), "safe": _rounded(evidence.safe), "line": evidence.line},
+        evidence=summary(evidence).model_dump(include={"harm", "safe", "line"}),
     )
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {gate: float(f"{value:.4g}") for gate, value in values.items()}
 
 
 def _scale(state: State, journal: Journal) -> Journal:

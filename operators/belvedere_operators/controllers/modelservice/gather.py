@@ -42,7 +42,7 @@ async def gather(context: Context, prometheus: Prometheus, key: Key) -> State | 
     service = ModelService.model_validate({**manifest, "status": None})
     stored = await get(store, CONFIG_MAP, journal_name(key.name), key.namespace)
     journal = read_journal(stored)
-    names = versions_of(service.spec, journal)
+    names = versions_of(service.spec, journal, manifest)
     versions = await _objects(store, MODEL_VERSION, {name: name for name in names}, key.namespace)
     engines = await _objects(store, ENGINE, {name: engine_name(name, service.spec) for name in names}, key.namespace)
     ray_services, others = await _ray_services(store, key)
@@ -75,9 +75,12 @@ async def get(store: ObjectStore, kind: Kind, name: str, namespace: str) -> Mani
         return None
 
 
-def versions_of(spec: ModelServiceSpec, journal: Journal) -> tuple[str, ...]:
+def versions_of(spec: ModelServiceSpec, journal: Journal, manifest: Manifest) -> tuple[str, ...]:
     """Return the versions that matter: asked for, stable, candidate, retiring."""
     names = [spec.version]
+    shown = ((manifest.get("status") or {}).get("stable") or {}).get("version")
+    if shown is not None:
+        names.append(shown)
     if journal.stable is not None:
         names.append(journal.stable)
     if journal.rollout is not None:

@@ -11,12 +11,14 @@ from typing import Any
 
 from belvedere_operators.delivery.codec import from_json, to_json
 from belvedere_operators.delivery.counters import Baseline
+from belvedere_operators.delivery.evidence import Evidence
 from belvedere_operators.delivery.judge import JudgeState
 from belvedere_operators.delivery.rollout import Phase
 from belvedere_operators.delivery.scaling import Scale
 from belvedere_operators.manifests.ownership import child_metadata, service_labels
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.resources.base import Part
+from belvedere_platform.resources.model_service import EvidenceSummary
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import CONFIG_MAP
 
@@ -134,6 +136,8 @@ class Journal(Part):
     rollout: RolloutRecord | None = None
     retiring: tuple[Retiring, ...] = ()
     judge: dict[str, Any] | None = None
+    closing: EvidenceSummary | None = None
+    """What the judge knew when the last rollout ended."""
     baseline: CounterBaseline | None = None
     looked: Looked | None = None
     scale: ScaleRecord | None = None
@@ -162,6 +166,17 @@ class Journal(Part):
     def note(self, record: Record) -> Journal:
         """Return the journal with one more decision."""
         return self.with_(decisions=(*self.decisions, record)[-KEPT_DECISIONS:])
+
+
+def summary(evidence: Evidence) -> EvidenceSummary:
+    """Return the evidence as status shows it."""
+    return EvidenceSummary(
+        harm={gate: float(f"{value:.4g}") for gate, value in evidence.harm.items()},
+        safe={gate: float(f"{value:.4g}") for gate, value in evidence.safe.items()},
+        abort_at=evidence.abort_at,
+        promote_at=evidence.promote_at,
+        line=evidence.line,
+    )
 
 
 def judge_fields(state: JudgeState) -> dict[str, Any]:

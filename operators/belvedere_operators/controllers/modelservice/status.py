@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from belvedere_operators.controllers.context import Settings
 from belvedere_operators.controllers.modelservice.conditions import conditions_of
-from belvedere_operators.controllers.modelservice.journal import Journal, Record, RolloutRecord
+from belvedere_operators.controllers.modelservice.journal import Journal, Record, RolloutRecord, summary
 from belvedere_operators.controllers.modelservice.looking import evidence_now
 from belvedere_operators.controllers.modelservice.replicas import desired_replicas
 from belvedere_operators.controllers.modelservice.state import State
@@ -15,7 +15,6 @@ from belvedere_operators.manifests.ownership import SERVICE_LABEL
 from belvedere_operators.runtime import timestamp
 from belvedere_platform.resources.model_service import (
     DecisionRecord,
-    EvidenceSummary,
     ModelServiceStatus,
     RolloutState,
     ScalingState,
@@ -35,24 +34,13 @@ def status_of(state: State, journal: Journal, settings: Settings) -> ModelServic
         conditions=conditions_of(state, journal),
         stable=_side(state, journal, journal.stable, 100 - candidate_weight, None),
         candidate=_side(state, journal, active.candidate, candidate_weight, evidence) if active else None,
-        evidence=summary(evidence) if journal.judge is not None else None,
+        evidence=summary(evidence) if active is not None else journal.closing,
         rollout=_rollout(journal),
         scaling=_scaling(journal),
         replicas=sum(state.routable.values()),
         selector=f"{SERVICE_LABEL}={state.name}",
         url=f"{settings.gateway_url}/services/{state.namespace}/{state.name}" if settings.gateway_url else None,
         decisions=tuple(decision_record(record) for record in journal.decisions[-SHOWN_DECISIONS:]),
-    )
-
-
-def summary(evidence: Evidence) -> EvidenceSummary:
-    """Return the evidence as status shows it."""
-    return EvidenceSummary(
-        harm={gate: float(f"{value:.4g}") for gate, value in evidence.harm.items()},
-        safe={gate: float(f"{value:.4g}") for gate, value in evidence.safe.items()},
-        abort_at=evidence.abort_at,
-        promote_at=evidence.promote_at,
-        line=evidence.line,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from belvedere_operators.controllers.context import Context, Settings
 from belvedere_operators.controllers.modelservice.controller import ModelServiceReconciler
 from belvedere_operators.controllers.modelservice.metrics import Prometheus
@@ -124,9 +125,7 @@ class World:
     def use(self, store: ObjectStore) -> None:
         """Start the controller anew on a store: nothing is remembered but what is in it."""
         self.store = store
-        context = Context(
-            store=store, caches=Caches(store, clock=self.clock), clock=self.clock, settings=self.settings
-        )
+        context = Context(store=store, caches=Caches(store, clock=self.clock), clock=self.clock, settings=self.settings)
         client = httpx.AsyncClient(transport=httpx.MockTransport(self.traffic.respond))
         self.reconciler = ModelServiceReconciler(context, Prometheus(client, "http://prometheus"))
 

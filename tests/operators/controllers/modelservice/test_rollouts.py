@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from belvedere_operators.runtime import Terminal
 from belvedere_platform.store.kinds import CONFIG_MAP, EVENT, PROMETHEUS_RULE, RAY_SERVICE
 
 
@@ -274,6 +277,38 @@ async def test_a_candidate_that_loses_its_replicas_loses_its_traffic(serving):
     await serving.run(2)
     assert await serving.weights() == {"v1": 100}
     assert (await serving.status())["rollout"]["phase"] == "Preparing"
+
+
+async def test_a_lost_journal_does_not_put_an_unproven_version_first(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(5)
+    await serving.store.delete(CONFIG_MAP, "search-evidence", "default")
+    await serving.run(1)
+    status = await serving.status()
+    assert status["stable"]["version"] == "v1"
+    assert status["rollout"]["phase"] == "Preparing"
+    assert await serving.weights() == {"v1": 100}
+    await serving.run(300, until="Promoted")
+    assert (await serving.status())["stable"]["version"] == "v2"
+
+
+async def test_a_journal_that_cannot_be_read_stops_everything(serving):
+    broken = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "search-evidence", "namespace": "default"}}
+    await serving.apply({**broken, "data": {"evidence.json": "{"}})
+    with pytest.raises(Terminal, match="delete it"):
+        await serving.reconcile()
+
+
+async def test_between_looks_nothing_is_written(serving):
+    await serving.add_version("v2")
+    await serving.ask("v2")
+    await serving.run(5)
+    await serving.reconcile()
+    before = await serving.store.list(CONFIG_MAP, "default")
+    await serving.clock.advance(0.2)
+    await serving.reconcile()
+    assert (await serving.store.list(CONFIG_MAP, "default")).resource_version == before.resource_version
 
 
 async def test_another_version_replaces_the_candidate(serving):
