@@ -54,7 +54,7 @@ class Installation:
     @property
     def store_url(self) -> str:
         """Return the URL of the embedded store."""
-        return f"sqlite:///{self.home / 'store.sqlite'}"
+        return f"sqlite:///{self.home / 'store.db'}"
 
     @property
     def ray_directory(self) -> Path:

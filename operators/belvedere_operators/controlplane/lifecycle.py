@@ -48,7 +48,7 @@ def check_ports(installation: Installation) -> None:
             f"port {installation.ports[name]} ({name}) is in use by {holder}: end it, or choose another with {port_flag(name)}"
             for name, holder in taken.items()
         ]
-        raise Unavailable("; ".join(lines))
+        raise Unavailable("\n       ".join(lines))
 
 
 def check_programs(installation: Installation) -> None:

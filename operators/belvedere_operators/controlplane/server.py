@@ -59,7 +59,7 @@ class OperatorServer:
 
     async def run(self) -> None:
         """Listen. Raises Unavailable when the port is taken."""
-        runner = web.AppRunner(self.application(), access_log=None, handle_signals=False)
+        runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
             try:

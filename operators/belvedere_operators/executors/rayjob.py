@@ -89,6 +89,7 @@ class RayJobExecutor:
         self._ray = ray
         self._ray_directory = ray_directory
         self._records = machine.home / "rayjobs"
+        self._waiting: dict[Key, str] = {}
 
     def known_keys(self) -> set[Key]:
         """Return the keys of all RayJobs that were submitted and not yet forgotten."""
@@ -109,11 +110,14 @@ class RayJobExecutor:
                 return None
             status = await self._advance(key, manifest)
         except Unavailable as error:
-            log.warning("RayJob %s waits: %s", key, error)
+            if self._waiting.get(key) != str(error):
+                self._waiting[key] = str(error)
+                log.warning("RayJob %s waits: %s", key, error)
             if manifest is not None and not manifest.get("status", {}).get("jobId"):
                 waiting = {"jobDeploymentStatus": "Initializing", "message": str(error)}
                 await write_status(self._machine.store, manifest, waiting, manager=MANAGER)
             return After(POLL_SECONDS)
+        self._waiting.pop(key, None)
         await write_status(self._machine.store, manifest, status, manager=MANAGER)
         return None if status["jobDeploymentStatus"] in ("Complete", "Failed", "Suspended") else After(POLL_SECONDS)
 

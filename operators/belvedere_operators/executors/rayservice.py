@@ -150,6 +150,8 @@ class RayServiceExecutor:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _seen: tuple[float, dict[str, Any]] | None = None
     _refused: tuple[dict[str, Any], str] | None = None
+    _waiting: str = ""
+    """Why Ray could not be asked last, so that it is logged once."""
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring Serve to what all RayServices want, and write the status of this one."""
@@ -158,10 +160,13 @@ class RayServiceExecutor:
             async with self._lock:
                 details, problem = await self._converge()
         except Unavailable as error:
-            log.warning("RayService %s waits: %s", key, error)
+            if self._waiting != str(error):
+                self._waiting = str(error)
+                log.warning("RayServices wait: %s", error)
             if manifest is not None:
                 await self._write_waiting(manifest, str(error))
             return After(POLL_SECONDS)
+        self._waiting = ""
         if manifest is None:
             return None
         try:
