@@ -53,30 +53,32 @@ class Publication:
     metrics: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Any] = field(default_factory=dict)
     lineage: Lineage = Lineage()
+    derivation: str | None = None
 
 
 def publish(
     store: ArtifactStore,
     model: DualStream,
     tokenizer: Tokenizer,
-    held_out: Corpus,
+    evidence: Mapping[str, bytes],
     publication: Publication,
     *,
     tag: str | None,
 ) -> Descriptor:
-    """Push the model artifact and return its descriptor."""
+    """Push the model artifact and return its descriptor. `evidence` holds parity.jsonl and the examples."""
     with tempfile.TemporaryDirectory(prefix="belvedere-publish-") as folder:
         files: dict[str, Path | bytes] = {**save(model, tokenizer, Path(folder))}
         files |= export_towers(model)
         files["preprocess.json"] = json.dumps(preprocessing(model.config), indent=1).encode()
-        files["parity.jsonl"] = parity_lines(held_out)
         files["curves.json"] = json.dumps(publication.curves).encode()
-        files |= examples(held_out)
+        files |= evidence
         return store.push(ArtifactKind.MODEL, files, config=_config(model, publication), tag=tag)
 
 
 def _config(model: DualStream, publication: Publication) -> dict[str, Any]:
+    derived = {} if publication.derivation is None else {"derivation": publication.derivation}
     return {
+        **derived,
         "model": publication.model_name,
         "version": publication.version,
         "metrics": dict(publication.metrics),
@@ -107,6 +109,11 @@ def parity_lines(held_out: Corpus, count: int = NUM_PARITY_PAIRS) -> bytes:
 
 def _json_lines(lines: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+
+
+def evidence_of(held_out: Corpus) -> dict[str, bytes]:
+    """Return the files that show what the model is compared on."""
+    return {"parity.jsonl": parity_lines(held_out), **examples(held_out)}
 
 
 def examples(held_out: Corpus) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from belvedere_training.data.shapes import build_shapes
 from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.tokenizer import learn
-from belvedere_training.publish import Publication, publish
+from belvedere_training.publish import Publication, evidence_of, publish
 
 
 def untrained_model_artifact(store: ArtifactStore, tag: str, *, size: str = "nano", seed: int = 0) -> Descriptor:
@@ -31,7 +31,7 @@ def untrained_model_artifact(store: ArtifactStore, tag: str, *, size: str = "nan
     torch.manual_seed(seed)
     model = DualStream(ModelConfig(embed_dim=config.embed_dim, vision=config.vision, text=vocabulary)).eval()
     publication = Publication(model_name="untrained", version=f"untrained-{seed}")
-    return publish(store, model, tokenizer, held_out, publication, tag=tag)
+    return publish(store, model, tokenizer, evidence_of(held_out), publication, tag=tag)
 
 
 @click.command()

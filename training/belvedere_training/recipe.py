@@ -21,7 +21,7 @@ from belvedere_training.model.dual import DualStream
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import learn
 from belvedere_training.precision import Execution, choose
-from belvedere_training.publish import Lineage, Publication, publish
+from belvedere_training.publish import Lineage, Publication, evidence_of, publish
 from belvedere_training.step import Stepper, make_optimizer, mixed
 from belvedere_training.world import World, agreed, all_cores
 
@@ -85,9 +85,9 @@ def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) ->
             parent_digest=config.parent_digest,
         ),
     )
-    held_out = loop.quick[QUICK_SPLIT]
+    evidence = evidence_of(loop.quick[QUICK_SPLIT])
     with all_cores(world):
-        descriptor = publish(store, model, loop.stepper.tokenizer, held_out, publication, tag=config.output_tag)
+        descriptor = publish(store, model, loop.stepper.tokenizer, evidence, publication, tag=config.output_tag)
     world.say({"event": "published", "tag": config.output_tag, "digest": descriptor.digest, "recall": short})
     return descriptor
 

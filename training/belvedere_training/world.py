@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,12 @@ class World(Protocol):
     def say(self, metrics: Mapping[str, Any]) -> None:
         """Publish live metrics; called on rank 0."""
         ...
+
+
+def say_line(metrics: Mapping[str, Any]) -> None:
+    """Write one JSON line. Not with print, which Ray Train replaces by one that writes every line twice."""
+    sys.stdout.write(json.dumps(metrics) + "\n")
+    sys.stdout.flush()
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -74,7 +81,7 @@ class LocalWorld:
 
     def say(self, metrics: Mapping[str, Any]) -> None:
         """Print the metrics as one JSON line."""
-        print(json.dumps(metrics), flush=True)
+        say_line(metrics)
 
 
 class RayWorld:
@@ -120,7 +127,7 @@ class RayWorld:
                 self._gauges[name].set(float(metrics[name]), self._labels)
         for name, value in metrics.get("recall", {}).items():
             self._gauges["recall"].set(float(value), {**self._labels, "metric": name})
-        print(json.dumps(metrics), flush=True)
+        say_line(metrics)
 
 
 def _gauges() -> dict[str, Any]:

@@ -70,3 +70,22 @@ def _config_text(path: Path | None, variable: str | None) -> tuple[str, str]:
     if variable not in os.environ:
         raise InvalidInput(f"--config-env {variable}: this environment variable is not set")
     return os.environ[variable], f"${variable}"
+
+
+@train.command()
+@click.option("--from", "source", required=True, metavar="REFERENCE", help="tag or digest of a good model artifact")
+@click.option(
+    "--fault", required=True, type=click.Choice(["failing", "slow", "wrong"]), help="what is wrong with the copy"
+)
+@click.option("--tag", required=True, help="tag of the new model artifact")
+@click.option("--version", default=None, help="name of the version; the last part of the tag by default")
+@artifacts_option
+def derive(source: str, fault: str, tag: str, version: str | None) -> None:
+    """Derive a really faulty model from a good one, to try out what guards a rollout."""
+    from belvedere_platform.cli.options import artifact_store
+    from belvedere_training.faults import FAULTS
+    from belvedere_training.faults import derive as derive_model
+
+    kind = next(known for known in FAULTS if known == fault)
+    descriptor = derive_model(artifact_store(), source, kind, tag=tag, version=version)
+    click.echo(json.dumps({"tag": tag, "digest": descriptor.digest}))
