@@ -96,7 +96,7 @@ def serve(
     """Serve an engine by V2 on this machine without a control plane, until interrupted."""
     import asyncio
 
-    from belvedere_serving.server.bare import serve_until_cancelled
+    from belvedere_serving.server.bare import serve_until_stopped
     from belvedere_serving.server.config import ServerConfig
 
     store = artifact_store()
@@ -115,4 +115,4 @@ def serve(
     def say(http: int, grpc: int) -> None:
         click.echo(json.dumps({"http": f"http://127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"}))
 
-    asyncio.run(serve_until_cancelled(config, http_port=http_port, grpc_port=grpc_port, started=say))
+    asyncio.run(serve_until_stopped(config, http_port=http_port, grpc_port=grpc_port, started=say))

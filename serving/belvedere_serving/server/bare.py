@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -73,16 +74,19 @@ async def serving(
         await task
 
 
-async def serve_until_cancelled(
+async def serve_until_stopped(
     config: ServerConfig, *, http_port: int, grpc_port: int, started: Callable[[int, int], None]
 ) -> None:
-    """Serve an engine until the task is cancelled; `started` is called with the ports."""
+    """Serve an engine until SIGINT or SIGTERM; `started` is called with the ports."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
     engine = engine_cache.load(folder, threads=config.threads)
     warm_up(engine, config.max_batch_size)
     async with serving(assemble(engine, config, NoMetrics()), http_port=http_port, grpc_port=grpc_port) as ports:
         started(*ports)
-        await asyncio.get_running_loop().create_future()
+        await stopped.wait()
 
 
 def _listen(host: str, port: int) -> socket.socket:

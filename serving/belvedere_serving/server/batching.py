@@ -61,6 +61,7 @@ class Batcher:
         self._lane = lane or asyncio.Lock()
         self._clock = clock
         self._entries: deque[_Entry] = deque()
+        self._batch: list[_Entry] = []
         self._arrived = asyncio.Event()
         self._admitted_rows = 0
         self._coming = 0
@@ -118,11 +119,11 @@ class Batcher:
         return entry.answer
 
     async def close(self) -> None:
-        """Stop; what still waits is answered with UNAVAILABLE."""
+        """Stop; what still waits or runs is answered with UNAVAILABLE."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        for entry in self._entries:
+        for entry in (*self._batch, *self._entries):
             if not entry.answer.done():
                 entry.answer.set_exception(V2Error(Reason.UNAVAILABLE, "the server is stopping"))
         self._entries.clear()
@@ -134,9 +135,10 @@ class Batcher:
                 await self._arrived.wait()
             await self._wait_for_company()
             async with self._lane:
-                batch = self._take()
-                if batch:
-                    await self._run(batch)
+                self._batch = self._take()
+                if self._batch:
+                    await self._run(self._batch)
+                self._batch = []
 
     async def _wait_for_company(self) -> None:
         """Wait for more requests, but only where some are likely: one is being prepared, or the last batch had several."""
