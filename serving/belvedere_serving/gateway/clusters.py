@@ -117,14 +117,20 @@ def _limits(route: GatewayRoute) -> dict[str, Any]:
 def _outlier_detection() -> dict[str, Any]:
     # At most half of the replicas, so never the last. What a version's last replica answers stays that version's answer:
     # its errors must be seen as its own, not be moved to another version.
+    # A replica that cannot be reached goes at the first failure: with nothing in flight it looks the least busy of all, so
+    # the full scan would choose it again and again, for the repetition of the very request that just failed on it too.
     return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 1,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_local_origin_success_rate": 0,
         "consecutive_5xx": 5,
         "consecutive_gateway_failure": 5,
         "enforcing_consecutive_gateway_failure": 100,
         "enforcing_success_rate": 0,
         "interval": "1s",
         "base_ejection_time": "5s",
-        "max_ejection_time": "60s",
+        "max_ejection_time": "30s",
         "max_ejection_percent": 50,
     }
 

@@ -88,14 +88,18 @@ class Conversation:
         """
         while self._stages:
             stage = self._stages[0]
+            blocked = False
             for type_url in ORDER:
                 subscription = self._subscriptions.get(type_url)
                 if subscription is None:
-                    if patient and type_url in (CLUSTERS, ENDPOINTS):
-                        return None
+                    blocked = blocked or (patient and type_url in (CLUSTERS, ENDPOINTS))
                     continue
-                if subscription.waiting:
+                # Envoy accepts changed clusters only when it has their replicas, so replicas do not wait for clusters.
+                if blocked and type_url != ENDPOINTS:
                     return None
+                if subscription.waiting:
+                    blocked = True
+                    continue
                 if patient and type_url == ENDPOINTS and not self._asked_for_all(stage, subscription):
                     return None
                 resources = self._wanted(stage, type_url, subscription)
@@ -105,6 +109,8 @@ class Conversation:
                     return None
                 if version != subscription.accepted or (type_url == ENDPOINTS and self._endpoints_stale):
                     return self._answer(type_url, subscription, resources, version)
+            if blocked:
+                return None
             self._applied = stage
             self._stages = self._stages[1:]
         return self._late_subscription()

@@ -174,7 +174,8 @@ def _action(route: GatewayRoute, strip: bool) -> dict[str, Any]:
             # Only what certainly never reached a model: inference is work, and repeating it would hide a version's failures.
             "retry_on": "connect-failure,refused-stream,reset-before-request",
             "num_retries": routing.retries.attempts,
-            "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.050s"},
+            # Long enough for the replica that failed to be taken out of the choice.
+            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
             "retry_host_predicate": [
                 {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": typed(previous)}
             ],

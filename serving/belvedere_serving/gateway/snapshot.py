@@ -73,21 +73,26 @@ def stages(previous: Snapshot, target: Snapshot) -> tuple[Snapshot, ...]:
     First what is new comes beside what is there, and a cluster about to lose its last replica keeps it; then the routes change;
     then what is no longer used goes.
     """
+    kept = _emptied(previous.endpoints, target.endpoints)
     joined = Snapshot(
-        clusters={**previous.clusters, **target.clusters},
-        endpoints=_without_emptying(previous.endpoints, target.endpoints),
+        clusters={**previous.clusters, **target.clusters, **_only(previous.clusters, kept)},
+        endpoints={**target.endpoints, **_only(previous.endpoints, kept)},
         routes=previous.routes or target.routes,
     )
     return joined, replace(joined, routes=target.routes), target
 
 
-def _without_emptying(previous: Resources, target: Resources) -> Resources:
-    kept = {
-        name: packed
+def _emptied(previous: Resources, target: Resources) -> set[str]:
+    """Return the names of the clusters that have replicas and shall have none."""
+    return {
+        name
         for name, packed in previous.items()
         if name not in target or (not _has_replicas(target[name]) and _has_replicas(packed))
     }
-    return {**target, **kept}
+
+
+def _only(resources: Resources, names: set[str]) -> Resources:
+    return {name: resources[name] for name in sorted(names) if name in resources}
 
 
 def _has_replicas(packed: Any) -> bool:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
-import subprocess
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import httpx
 import numpy as np
 import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
+from tritonclient.utils import InferenceServerException
 
 from belvedere_platform.protocol import InferRequest, InferResponse, Tensor, grpc_messages, http_messages
 from belvedere_platform.resources.gateway_route import GatewayRoute
@@ -31,7 +37,7 @@ from belvedere_serving.gateway.xds import Discovery, serve_discovery
 NAMESPACE, SERVICE = "default", "emoji"
 
 
-def free_port() -> int:
+def pick_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -117,12 +123,10 @@ class ModelServer:
         if self.faults.http_status != 200:
             return web.json_response({"error": "told to fail"}, status=self.faults.http_status)
         header = http_messages.HEADER_LENGTH
-        parsed = http_messages.parse_infer_request(
-            request.match_info["model"], "", body, request.headers.get(header)
-        )
+        parsed = http_messages.parse_infer_request(request.match_info["model"], "", body, request.headers.get(header))
         rendered, length = http_messages.render_infer_response(parsed, self.answer(parsed))
         headers = {} if length is None else {header: str(length)}
-        return web.Response(body=rendered, headers=headers)
+        return web.Response(body=rendered, headers=headers, content_type="application/json")
 
 
 class _Servicer(pb_grpc.GRPCInferenceServiceServicer):
@@ -181,6 +185,40 @@ class Gateway:
     async def stats(self) -> str:
         return (await self.admin.get("/stats/prometheus")).text
 
+    async def put(self, route: GatewayRoute, *servers: ModelServer) -> None:
+        """Publish one service and wait until Envoy listens."""
+        self.publish(world_of(route, *servers))
+        await eventually(self._listens, "Envoy to listen")
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    async def until_weights(self, **weights: int) -> None:
+        """Wait until Envoy's routes give these versions these weights, and no other any."""
+        await eventually(lambda: self._weighs(weights), f"the weights {weights}")
+
+    async def _weighs(self, weights: dict[str, int]) -> bool:
+        dump = (await self.admin.get("/config_dump?resource=dynamic_route_configs")).json()
+        shares = [
+            (cluster["name"].split("/")[2], cluster["weight"])
+            for table in dump.get("configs", [])
+            for route in table["route_config"]["virtual_hosts"][0]["routes"]
+            for cluster in route.get("route", {}).get("weighted_clusters", {}).get("clusters", [])
+        ]
+        return bool(shares) and set(shares) == set(weights.items())
+
+    async def value(self, name: str, **labels: str) -> float:
+        """The sum of Envoy's samples of a metric that have these labels."""
+        samples = re.findall(rf"^{name}{{(.*)}} (\S+)$", await self.stats(), flags=re.MULTILINE)
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        return sum(float(value) for found, value in samples if wanted <= set(found.split(",")))
+
     async def until(self, text: str, path: str = "/config_dump") -> None:
         """Wait until Envoy's admin page says something."""
         await eventually(lambda: self._says(path, text), f"{path} to say {text!r}")
@@ -200,7 +238,82 @@ async def eventually(check: Callable[[], Any], what: str, timeout_seconds: float
         await asyncio.sleep(0.02)
 
 
-def world(route: GatewayRoute, *servers: ModelServer) -> World:
+@dataclass(kw_only=True)
+class Load:
+    """Clients that ask one after another until told to stop, over HTTP and gRPC alternately."""
+
+    address: str
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By outcome ("ok" or the error) and version."""
+    latencies: list[float] = field(default_factory=list)
+    stopping: bool = False
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def num_answers(self) -> int:
+        return sum(self.answers.values())
+
+    @property
+    def errors(self) -> dict[tuple[str, str], int]:
+        return {key: count for key, count in self.answers.items() if key[0] != "ok"}
+
+    def start(self, num_clients: int = 4, protocols: tuple[str, ...] = ("http", "grpc")) -> None:
+        for number in range(num_clients):
+            work = self._http() if protocols[number % len(protocols)] == "http" else self._grpc()
+            self.tasks.append(asyncio.create_task(work))
+
+    async def more(self, num_answers: int) -> None:
+        wanted = self.num_answers + num_answers
+        await eventually(lambda: _now(self.num_answers >= wanted), f"{num_answers} more answers", 60)
+
+    async def stop(self) -> None:
+        self.stopping = True
+        await asyncio.gather(*self.tasks)
+
+    async def _http(self) -> None:
+        url = f"http://{self.address}/v2/models/embed_text/infer"
+        async with aiohttp.ClientSession() as session:
+            while not self.stopping:
+                started = time.perf_counter()
+                try:
+                    async with session.post(url, json=HTTP_BODY) as answer:
+                        outcome = "ok" if answer.status == 200 else f"{answer.status} {await answer.text()}"
+                        version = (await answer.json()).get("model_version", "")
+                except aiohttp.ClientError as error:
+                    outcome, version = repr(error), ""
+                self.note(outcome, version, started)
+
+    async def _grpc(self) -> None:
+        async with tritonclient.grpc.aio.InferenceServerClient(self.address) as client:
+            while not self.stopping:
+                started = time.perf_counter()
+                try:
+                    result = await client.infer("embed_text", text_inputs(tritonclient.grpc))
+                    outcome, version = "ok", result.get_response().model_version
+                except InferenceServerException as error:
+                    outcome, version = str(error), ""
+                self.note(outcome, version, started)
+
+    def note(self, outcome: str, version: str, started: float) -> None:
+        self.answers[outcome, version] += 1
+        self.latencies.append(time.perf_counter() - started)
+
+
+HTTP_BODY = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [2], "data": ["cat", "狗"]}]}
+
+
+def text_inputs(library: Any) -> list[Any]:
+    """Two texts, as a tritonclient library sends them."""
+    tensor = library.InferInput("TEXT", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([b"cat", "狗".encode()], dtype=object))
+    return [tensor]
+
+
+async def _now(value: bool) -> bool:
+    return value
+
+
+def world_of(route: GatewayRoute, *servers: ModelServer) -> World:
     replicas: dict[tuple[str, str, str], list[Replica]] = {}
     for server in servers:
         replicas.setdefault((route.namespace, route.service, server.version), []).append(server.replica)
@@ -210,7 +323,7 @@ def world(route: GatewayRoute, *servers: ModelServer) -> World:
     )
 
 
-def route(weights: dict[str, int], **fields: Any) -> GatewayRoute:
+def route_of(weights: dict[str, int], **fields: Any) -> GatewayRoute:
     document = {
         "namespace": NAMESPACE,
         "service": SERVICE,
@@ -236,11 +349,44 @@ async def servers() -> AsyncIterator[Callable[..., Any]]:
 
 
 @pytest.fixture
+def route() -> Callable[..., GatewayRoute]:
+    """Make the route of default/emoji from weights by version."""
+    return route_of
+
+
+@pytest.fixture
+def world() -> Callable[..., World]:
+    """Make a world from a route and its model servers."""
+    return world_of
+
+
+@pytest.fixture
+def inputs() -> Callable[[Any], list[Any]]:
+    return text_inputs
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return pick_port
+
+
+@pytest.fixture
+def until() -> Callable[..., Any]:
+    return eventually
+
+
+@pytest.fixture
+async def load(gateway: Gateway) -> AsyncIterator[Load]:
+    """Load on the gateway; it stops with the test."""
+    load = Load(address=gateway.address)
+    yield load
+    await load.stop()
+
+
+@pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """Start an Envoy with a control plane that knows nothing yet."""
-    settings = EnvoySettings(
-        node_id="test", gateway_port=free_port(), admin_port=free_port(), xds_port=free_port()
-    )
+    settings = EnvoySettings(node_id="test", gateway_port=pick_port(), admin_port=pick_port(), xds_port=pick_port())
     file = tmp_path / "envoy.json"
     file.write_text(bootstrap(settings))
     registry = CollectorRegistry()
@@ -250,16 +396,16 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
             admin=admin,
             settings=settings,
             registry=registry,
-            tap_port=free_port(),
+            tap_port=pick_port(),
             discovery=Discovery(registry),
         )
         await gateway.start_control_plane()
         with (tmp_path / "envoy.log").open("wb") as log:
-            process = subprocess.Popen(envoy_command(file), stderr=log)
+            process = await asyncio.create_subprocess_exec(*envoy_command(file), stderr=log)
         try:
             yield gateway
         finally:
             process.terminate()
-            process.wait(10)
+            await asyncio.wait_for(process.wait(), 10)
             await gateway.stop_control_plane()
             print((tmp_path / "envoy.log").read_text()[-6000:])
