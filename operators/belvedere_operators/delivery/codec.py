@@ -17,6 +17,8 @@ def to_json(state: JudgeState) -> dict[str, Any]:
         "totals": asdict(state.totals),
         "errors": _bets(state.errors) if state.errors else None,
         "edges": {repr(edge): _bets(bets) for edge, bets in state.edges.items()},
+        "latency": _bets(state.latency) if state.latency else None,
+        "slow_edge": state.slow_edge,
         "shadow": {model: _bets(bets) for model, bets in state.shadow.items()},
     }
 
@@ -28,6 +30,8 @@ def from_json(data: Mapping[str, Any]) -> JudgeState:
         totals=Totals(**data["totals"]),
         errors=_read_bets(data["errors"]) if data["errors"] else None,
         edges={float(edge): _read_bets(bets) for edge, bets in data["edges"].items()},
+        latency=_read_bets(data["latency"]) if data["latency"] else None,
+        slow_edge=data["slow_edge"],
         shadow={model: _read_bets(bets) for model, bets in data["shadow"].items()},
     )
 

@@ -1,7 +1,8 @@
 """Judge a candidate from counts: e-values that it does harm, and that it stays within its gates.
 
-Harm (abort): errors, and answers slower than each bucket edge, more frequent than the stable version's; shadow answers
-that disagree more often than allowed. Safe (promote): the candidate's rate is below the gate's multiple of the stable
+Harm (abort): errors more frequent than the stable version's; answers over the SLO's threshold and each higher bucket edge
+more frequent than the gate's multiple of the stable version's; answers slower than the stable version's by more than that
+factor; shadow answers that disagree more often than allowed. Safe (promote): the candidate's rate is below the gate's multiple of the stable
 one's, **or** below the SLO's budget. The null of the second is "neither holds", so the mean of both e-values serves.
 Formulas: docs/delivery.md.
 """
@@ -86,9 +87,9 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Bets:
-    """The three processes of one rate."""
+    """The processes of one rate: harm against the stable version, safety by ratio and by budget."""
 
-    harm: Wealth
+    harm: Wealth = ()
     ratio: Wealth = ()
     budget: Wealth = ()
     dispersion: Dispersion = field(default_factory=Dispersion)
@@ -102,6 +103,8 @@ class JudgeState:
     totals: Totals = field(default_factory=Totals)
     errors: Bets | None = None
     edges: Mapping[float, Bets] = field(default_factory=dict)
+    latency: Bets | None = None
+    slow_edge: float | None = None
     shadow: Mapping[str, Bets] = field(default_factory=dict)
 
 
@@ -113,10 +116,13 @@ def begin(plan: JudgePlan) -> JudgeState:
 
 def look(state: JudgeState, seen: Observation) -> JudgeState:
     """Return the state after one look. A look without requests changes nothing but the number of looks."""
+    edges, latency, promise = _judge_latency(state, seen)
     return replace(
         state,
         errors=_judge_errors(state, seen),
-        edges=_judge_edges(state, seen),
+        edges=edges,
+        latency=latency,
+        slow_edge=promise,
         shadow=_judge_shadow(state, seen),
         totals=_count(state.totals, seen),
     )
@@ -128,12 +134,17 @@ def slow_edge(plan: JudgePlan, edges: Mapping[float, object]) -> float | None:
     return min(above, default=max(edges, default=None))
 
 
-def harm_ratio(limit: Limit) -> float:
-    """Return the multiple of slow answers that is not yet harm: half of what the gate allows.
+def compared_edge(edge: float, factor: float, promise: float, edges: Mapping[float, object]) -> float | None:
+    """Return the stable version's edge to set against an edge of the candidate's, or None when there is none.
 
-    Both versions share a machine and differ in load, so their latencies are never equal; errors have no such excuse.
+    Over the SLO's threshold shares are compared at the same edge: slow answers may not become much more frequent. Below it
+    nothing was promised, and the candidate does harm only by being slower by more than the factor: it is over its edge more
+    often than the stable version is over an edge lower by the factor. The same edge would not do there: a shift by a few
+    milliseconds doubles shares near the middle, and two versions that differ in load are never equally fast.
     """
-    return 1 + (limit.maximum_ratio - 1) / 2
+    if edge >= promise:
+        return edge
+    return max((lower for lower in edges if lower <= edge / factor * (1 + 1e-9)), default=None)
 
 
 def _judge_errors(state: JudgeState, seen: Observation) -> Bets | None:
@@ -142,44 +153,62 @@ def _judge_errors(state: JudgeState, seen: Observation) -> Bets | None:
         return None
     trials = (seen.candidate.requests, seen.stable.requests)
     events = (seen.candidate.errors, seen.stable.errors)
-    return _bet(bets, limit, null=1.0, reach=50, trials=trials, events=events)
+    return _bet(bets, limit, trials=trials, events=events)
 
 
-def _judge_edges(state: JudgeState, seen: Observation) -> Mapping[float, Bets]:
+def _judge_latency(state: JudgeState, seen: Observation) -> tuple[Mapping[float, Bets], Bets | None, float | None]:
+    """Return the harm at each edge, the safety at the edge of the SLO, and that edge."""
     limit = state.plan.latency
-    if limit is None:
-        return {}
-    edges = state.edges or _choose_edges(state.plan, seen)
-    warm = state.totals.candidate_timed >= WARM_UP_ANSWERS
-    judged: dict[float, Bets] = {}
-    for edge, bets in edges.items():
-        trials = (seen.candidate.timed if warm else 0, seen.stable.timed)
-        events = (seen.candidate.slow.get(edge, 0) if warm else 0, seen.stable.slow.get(edge, 0))
-        judged[edge] = _bet(bets, limit, null=harm_ratio(limit), reach=20, trials=trials, events=events)
-    return judged
-
-
-def _choose_edges(plan: JudgePlan, seen: Observation) -> Mapping[float, Bets]:
-    """Fix the edges at the first look that has any; those far below the SLO's threshold are nobody's harm."""
     known = {edge: None for edge in (*seen.candidate.slow, *seen.stable.slow) if math.isfinite(edge)}
-    promise = slow_edge(plan, known)
-    chosen: dict[float, Bets] = {}
-    for edge in sorted(known):
-        if edge == promise:
-            chosen[edge] = Bets(harm=start(EDGE_BETS), ratio=start(RATIO_BETS), budget=start(SHARE_BETS))
-        elif edge >= plan.slow_milliseconds / 10:
-            chosen[edge] = Bets(harm=start(EDGE_BETS))
-    return chosen
+    promise = state.slow_edge if state.slow_edge is not None else slow_edge(state.plan, known)
+    if limit is None or promise is None:
+        return {}, None, None
+    # Edges are fixed at the first look that has any: an average over a growing set would be no e-value.
+    edges = state.edges or _harm_edges(state.plan, known)
+    warm = state.totals.candidate_timed >= WARM_UP_ANSWERS
+    candidate, stable = seen.candidate, seen.stable
+    trials = (candidate.timed if warm else 0, stable.timed)
+
+    def judged(bets: Bets, edge: float, lower: float | None, null: float) -> Bets:
+        if lower is None or edge not in known:
+            return bets
+        over = (candidate.slow.get(edge, 0) if warm else 0, stable.slow.get(lower, 0))
+        return _bet(bets, limit, trials=trials, events=over, null=null, reach=20)
+
+    harm = {
+        edge: judged(
+            bets,
+            edge,
+            compared_edge(edge, limit.maximum_ratio, promise, known),
+            limit.maximum_ratio if edge >= promise else 1.0,
+        )
+        for edge, bets in edges.items()
+    }
+    safety = state.latency or Bets(ratio=start(RATIO_BETS), budget=start(SHARE_BETS))
+    return harm, judged(safety, promise, promise, 1.0), promise
+
+
+def _harm_edges(plan: JudgePlan, known: Mapping[float, object]) -> Mapping[float, Bets]:
+    """Return the edges at which the candidate can do harm: those far below the SLO's threshold are nobody's harm."""
+    return {edge: Bets(harm=start(EDGE_BETS)) for edge in sorted(known) if edge >= plan.slow_milliseconds / 10}
 
 
 def _bet(
-    bets: Bets, limit: Limit, *, null: float, reach: float, trials: tuple[int, int], events: tuple[int, int]
+    bets: Bets,
+    limit: Limit,
+    *,
+    trials: tuple[int, int],
+    events: tuple[int, int],
+    null: float = 1.0,
+    reach: float = 50,
 ) -> Bets:
+    """Return the bets after one look; `null` is the ratio up to which there is no harm. An empty process stays empty."""
     past = bets.dispersion
     temper = past.temper_ratio(*trials)
-    worse = grid(1.1 * null, reach * null, len(bets.harm))
-    harm = bet_on_ratio(bets.harm, worse, null=null, trials=trials, events=events, temper=temper)
-    ratio, budget = bets.ratio, bets.budget
+    harm, ratio, budget = bets.harm, bets.ratio, bets.budget
+    if harm:
+        worse = grid(1.1 * null, reach * null, len(harm))
+        harm = bet_on_ratio(harm, worse, null=null, trials=trials, events=events, temper=temper)
     if ratio:
         within = grid(0.25 * limit.maximum_ratio, 0.9 * limit.maximum_ratio, len(ratio))
         ratio = bet_on_ratio(ratio, within, null=limit.maximum_ratio, trials=trials, events=events, temper=temper)
@@ -243,8 +272,7 @@ def safe_of(state: JudgeState) -> dict[str, float]:
     if state.errors is not None:
         found["errors"] = mean_of([e_value(state.errors.ratio), e_value(state.errors.budget)])
     if state.plan.latency is not None:
-        edge = slow_edge(state.plan, state.edges)
-        bets = state.edges.get(edge) if edge is not None else None
+        bets = state.latency
         found["latency"] = mean_of([e_value(bets.ratio), e_value(bets.budget)]) if bets else 1.0
     if state.plan.minimum_agreement is not None:
         # Every model that was seen must agree: a broken one must not hide behind the traffic of another.

@@ -65,7 +65,7 @@ class LatencyGate(Part):
         float,
         Field(
             gt=1,
-            description="promotion needs proof that slow requests are rarer than this multiple of the stable version's, or within the SLO's latency budget",
+            description="a candidate slower by more than this factor is aborted; promotion needs proof that answers over the SLO's threshold are rarer than this multiple of the stable version's, or within its budget",
         ),
     ] = 1.5
 
