@@ -176,3 +176,7 @@ def cli(namespace: str) -> None:
 def main() -> NoReturn:
     """Enter from the console."""
     cli.main(prog_name="kubectl belvedere" if called_as_kubectl_plugin() else "belvedere")
+
+
+if __name__ == "__main__":
+    main()

@@ -121,9 +121,17 @@ def verbose_option(command: Command) -> Command:
         "--verbose",
         is_flag=True,
         expose_value=False,
-        callback=_remember,
-        help="Show the traceback of an error, and what the libraries log.",
+        callback=_verbose,
+        help="Show the traceback of an error, and what is logged on the way.",
     )(command)
+
+
+def _verbose(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from belvedere_platform.telemetry.logging import configure_logging
+
+        configure_logging(verbose=True)
+        _remember(context, parameter, value)
 
 
 def settings(context: click.Context | None = None) -> Settings:

@@ -153,3 +153,11 @@ def test_the_surface_is_what_it_was() -> None:
     ]  # fmt: skip
     assert callable(settings)
     assert Path(main_module.__file__).name == "main.py"
+
+
+def test_every_verb_and_exit_code_is_in_the_documentation() -> None:
+    text = (Path(__file__).parents[3] / "docs/cli.md").read_text(encoding="utf-8")
+    for verb in COMMANDS:
+        assert f"`{verb}" in text or f"belvedere {verb}" in text or verb == "version", verb
+    for line in EXIT_CODES.splitlines()[2:]:
+        assert f"| {line.split()[0]} |" in text, line

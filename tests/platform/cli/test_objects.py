@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -194,3 +196,21 @@ def test_objects_are_complete_json(terminal: Any, run_yaml: str) -> None:
     terminal.put(with_status(run_yaml))
     listed = json.loads(terminal.out("get", "trun", "-o", "json"))
     assert listed["items"][0]["status"]["progress"]["pairs"] == 640
+
+
+def test_watch_prints_each_change(terminal: Any, run_yaml: str) -> None:
+    terminal.put(with_status(run_yaml))
+    command = [sys.executable, "-m", "belvedere_platform.cli.main", "--home", str(terminal.home), "get", "trun", "-w"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        try:
+            assert watching.stdout.readline().split()[:2] == ["NAME", "PHASE"]
+            assert watching.stdout.readline().split()[:2] == ["clip-v1", "Running"]
+            changed = with_status(run_yaml)
+            changed["status"]["phase"] = "Succeeded"
+            terminal.put(changed)
+            assert watching.stdout.readline().split()[:2] == ["clip-v1", "Succeeded"]
+            terminal.out("delete", "trun", "clip-v1")
+            assert watching.stdout.readline().split()[-1] == "deleted"
+        finally:
+            watching.terminate()

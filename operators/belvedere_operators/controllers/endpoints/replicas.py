@@ -37,7 +37,7 @@ class Replica:
 def replicas_of(details: Mapping[str, Any], applications: Iterable[str]) -> list[Replica]:
     """Return the ingress replicas of the applications named. HTTP and gRPC targets of one replica share its actor's name."""
     wanted = set(applications)
-    ports = _ports(details, wanted)
+    ports, loopback = _ports(details, wanted), _loopback(details)
     found: list[Replica] = []
     for name in sorted(wanted & set(details.get("applications", {}))):
         application = details["applications"][name]
@@ -46,7 +46,7 @@ def replicas_of(details: Mapping[str, Any], applications: Iterable[str]) -> list
             found.append(
                 Replica(
                     replica_id=replica["replica_id"],
-                    address=replica["node_ip"],
+                    address=loopback or replica["node_ip"],
                     application=name,
                     state=replica["state"],
                     path_prefix=prefix,
@@ -55,6 +55,12 @@ def replicas_of(details: Mapping[str, Any], applications: Iterable[str]) -> list
                 )
             )
     return sorted(found, key=lambda replica: replica.replica_id)
+
+
+def _loopback(details: Mapping[str, Any]) -> str | None:
+    """Return the address of replicas that listen on loopback only; Ray names the machine's outer address even then."""
+    host = str(details.get("http_options", {}).get("host") or "")
+    return host if host.startswith("127.") or host == "::1" else None
 
 
 def _ports(details: Mapping[str, Any], applications: set[str]) -> dict[str, tuple[int | None, int | None, str]]:

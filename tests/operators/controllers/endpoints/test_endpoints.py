@@ -165,3 +165,11 @@ def test_serves_own_proxies_are_no_replicas() -> None:
     ]
     assert [one.http_port for one in replicas_of(answer, [APPLICATION])] == [None]
     assert replicas_of({}, [APPLICATION]) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.1.2.3"), (None, "10.1.2.3"), ("::1", "::1")]
+)
+def test_replicas_that_listen_on_loopback_are_there(host: str | None, address: str) -> None:
+    answer = details([replica("a", address="10.1.2.3")], {"a": (1, 2)}) | {"http_options": {"host": host}}
+    assert [one.address for one in replicas_of(answer, [APPLICATION])] == [address]
