@@ -118,6 +118,12 @@ def _api_server(ports: Ports, certificates: Certificates) -> Program:
         "etcd-certfile": certificates.etcd.certificate,
         "etcd-keyfile": certificates.etcd.key,
         "client-ca-file": certificates.authority,
+        # Nobody may speak for others here; the controllers only complain when there is no rule for it at all.
+        "requestheader-client-ca-file": certificates.authority,
+        "requestheader-allowed-names": "nobody",
+        "requestheader-username-headers": "X-Remote-User",
+        "requestheader-group-headers": "X-Remote-Group",
+        "requestheader-extra-headers-prefix": "X-Remote-Extra-",
         "tls-cert-file": certificates.api_server.certificate,
         "tls-private-key-file": certificates.api_server.key,
         "service-account-issuer": "https://kubernetes.default.svc",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -184,11 +184,24 @@ def refusal_of(status: int, answer: Mapping[str, Any], path: str) -> BelvedereEr
     if status == 500 and _UNTYPED in message:
         # What it cannot read as the schema says, the server calls an error of its own.
         return InvalidInput(message.partition(_UNTYPED)[2])
+    if status == 422 and causes:
+        return InvalidInput(f"{details.get('kind', '')} {details.get('name', '')}: {'; '.join(_readable(causes))}")
     if status in (400, 405, 406, 413, 415, 422):
         return InvalidInput(message)
     if status in (_UNAUTHORIZED, 403):
         return Unavailable(f"the API server refuses {path}: {message}; check the credentials and their roles")
     return Unavailable(f"the API server answers {path} with {status}: {message}")
+
+
+def _readable(causes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each wrong field, without what the server says of itself and of values that it cannot show."""
+    sentences = []
+    for cause in causes:
+        message = str(cause.get("message", "")).replace('Invalid value: "object": ', "")
+        field = str(cause.get("field", "")).replace("<nil>", "")
+        if "some validation rules were not checked" not in message:
+            sentences.append(f"{field}: {message}" if field else message)
+    return sentences
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -1,0 +1,142 @@
+"""What a person sees with kubectl on a real API server: examples, refusals, explanations, columns and scaling."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+QUICKSTART = Path(__file__).parents[2] / "deploy" / "examples" / "quickstart"
+Kubectl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def kubectl(kubeconfig: Path) -> Iterator[Kubectl]:
+    """Run kubectl in a namespace of this test's own."""
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("kubectl is not installed")
+    namespace = f"kubectl-{uuid.uuid4().hex[:8]}"
+
+    def run(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [program, "--kubeconfig", str(kubeconfig), "--namespace", namespace, *arguments]
+        return subprocess.run(command, input=text, capture_output=True, text=True)
+
+    assert run("create", "namespace", namespace).returncode == 0
+    yield run
+    run("delete", "namespace", namespace, "--wait=false")
+
+
+def documents(name: str, kind: str) -> list[dict[str, Any]]:
+    return [each for each in yaml.safe_load_all((QUICKSTART / name).read_text()) if each["kind"] == kind]
+
+
+def test_every_example_is_accepted_in_its_order(kubectl: Kubectl) -> None:
+    files = sorted(QUICKSTART.glob("*.yaml"))
+    assert files
+    for file in files:
+        applied = kubectl("apply", "--server-side", "--filename", str(file))
+        assert applied.returncode == 0, f"{file.name}: {applied.stderr}"
+
+
+def test_every_quick_example_is_accepted(kubectl: Kubectl) -> None:
+    for file in sorted((QUICKSTART / "quick").glob("*.yaml")):
+        applied = kubectl("apply", "--server-side", "--filename", str(file))
+        assert applied.returncode == 0, f"{file.name}: {applied.stderr}"
+
+
+SERVICE, RUN, ENGINE = (
+    ("04-service.yaml", "ModelService"),
+    ("02-train-v1.yaml", "TrainingRun"),
+    ("03-engines-v1.yaml", "Engine"),
+)
+
+
+@pytest.mark.parametrize(
+    ("example", "path", "value", "says"),
+    [
+        (SERVICE, "spec.scaling.minReplicas", 9, "scaling.minReplicas must not be greater than scaling.maxReplicas"),
+        (SERVICE, "spec.rollout.steps", [{"weight": 5}, {"weight": 5}], "rollout.steps: each weight must be greater"),
+        (SERVICE, "spec.rollout.steps", [], "spec.rollout.steps in body should have at least 1 items"),
+        (SERVICE, "spec.rolout", {}, ".spec.rolout: field not declared in schema"),
+        (SERVICE, "spec.version", None, "spec.version"),
+        (SERVICE, "spec.slo.availability", 1, "spec.slo.availability in body should be less than 1"),
+        (SERVICE, "spec.backend", "abacus", "spec.backend: Unsupported value"),
+        (SERVICE, "spec.routing.timeoutSeconds", 0, "spec.routing.timeoutSeconds in body should be greater than 0"),
+        (SERVICE, "metadata.name", "x" * 64, "metadata.name must have at most 63 characters"),
+        (RUN, "spec.workers", {"min": 3, "max": 2}, "workers.min must not be greater than workers.max"),
+        (RUN, "spec.optimization.pairs", "many", ".spec.optimization.pairs: expected numeric"),
+        (RUN, "spec.size", "giant", "spec.size: Unsupported value"),
+        (ENGINE, "spec.target.precision", "fp7", "spec.target.precision: Unsupported value"),
+    ],
+)
+def test_a_bad_object_is_refused_by_a_message_that_names_the_field(
+    kubectl: Kubectl, example: tuple[str, str], path: str, value: Any, says: str
+) -> None:
+    manifest = copy.deepcopy(documents(*example)[0])
+    *parents, last = path.split(".")
+    place = manifest
+    for name in parents:
+        place = place.setdefault(name, {})
+    place[last] = value
+    refused = kubectl("apply", "--server-side", "--filename", "-", text=json.dumps(manifest))
+    assert refused.returncode != 0
+    assert says in refused.stderr
+
+
+def test_fields_are_explained(kubectl: Kubectl) -> None:
+    explained = kubectl("explain", "modelservice.spec.rollout").stdout
+    assert "How a new version replaces the old." in explained
+    assert "keepStableSeconds" in explained
+    assert "percent of requests for the candidate" in kubectl("explain", "msvc.spec.rollout.steps.weight").stdout
+
+
+def test_a_table_shows_what_matters(kubectl: Kubectl) -> None:
+    assert kubectl("apply", "--server-side", "--filename", str(QUICKSTART / "04-service.yaml")).returncode == 0
+    (service,) = documents(*SERVICE)
+    status = {
+        "apiVersion": service["apiVersion"],
+        "kind": "ModelService",
+        "metadata": {"name": service["metadata"]["name"]},
+        "status": {
+            "replicas": 2,
+            "stable": {"version": "one"},
+            "candidate": {"version": "two", "desiredWeight": 25},
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Routable", "message": ""}],
+        },
+    }
+    applied = kubectl(
+        "apply",
+        "--server-side",
+        "--subresource=status",
+        "--field-manager=test",
+        "--filename",
+        "-",
+        text=json.dumps(status),
+    )
+    assert applied.returncode == 0, applied.stderr
+    header, row = kubectl("get", "modelservices").stdout.splitlines()
+    assert header.split() == ["NAME", "READY", "STABLE", "CANDIDATE", "WEIGHT", "ROLLOUT", "REPLICAS", "AGE"]
+    assert row.split()[:5] == [service["metadata"]["name"], "True", "one", "two", "25"]
+    assert kubectl("wait", "--for=condition=Ready", "modelservices", "--all", "--timeout=10s").returncode == 0
+
+
+def test_a_service_is_scaled_within_its_rules(kubectl: Kubectl) -> None:
+    (service,) = documents(*SERVICE)
+    name, most = service["metadata"]["name"], service["spec"]["scaling"]["maxReplicas"]
+    assert kubectl("apply", "--server-side", "--filename", str(QUICKSTART / "04-service.yaml")).returncode == 0
+    assert kubectl("scale", "modelservice", name, f"--replicas={most}").returncode == 0
+    found = kubectl("get", "modelservice", name, "--output", "jsonpath={.spec.scaling.minReplicas}")
+    assert found.stdout == str(most)
+    refused = kubectl("scale", "modelservice", name, f"--replicas={most + 1}")
+    assert "must not be greater than scaling.maxReplicas" in refused.stderr
