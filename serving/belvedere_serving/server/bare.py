@@ -90,10 +90,16 @@ async def serve_until_stopped(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    # Named TCP, or asyncio leaves Nagle's algorithm on: head and body of an answer then wait 40 ms for each other.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port))
+        listener.bind((host, port))
+        listener.listen(128)
     except OSError as error:
+        listener.close()
         raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}; choose another --http-port") from error
+    return listener
 
 
 def _bind_grpc(server: Any, host: str, port: int) -> int:

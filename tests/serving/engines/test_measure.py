@@ -65,7 +65,9 @@ def test_candidates_take_turns_and_the_first_round_is_not_counted() -> None:
     runs = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
     taken = measure.milliseconds(runs, rounds=2, repeats=3, clock=lambda: next(ticks) / 1000)
     assert "".join(order) == "aaabbb" * 3
-    assert {name: values.tolist() for name, values in taken.items()} == {name: pytest.approx([1.0] * 6) for name in "ab"}
+    assert {name: values.tolist() for name, values in taken.items()} == {
+        name: pytest.approx([1.0] * 6) for name in "ab"
+    }
 
 
 def test_a_processor_is_read_with_what_matters_to_integers() -> None:
