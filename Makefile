@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo crds lock clean
+.PHONY: help setup demo down test check format bench bench-demo crds lock clean control-plane control-plane-down contract
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -42,6 +42,15 @@ bench: bench-demo ## every benchmark
 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
 	@python deploy/demo --bench build/bench/demo.json
+
+control-plane: setup ## a real Kubernetes API server on loopback (built once, then cached); prints its kubeconfig
+	@deploy/cluster/build.sh && python deploy/cluster/control_plane.py up
+
+control-plane-down: ## end what `make control-plane` started, whatever became of it
+	@python deploy/cluster/control_plane.py down
+
+contract: setup ## the store's contract on the embedded store and, where it is built, on a real API server
+	@python -m pytest tests/contract tests/components/test_control_plane_store.py tests/components/test_control_plane_kubectl.py $(PYTEST_ARGS)
 
 lock: setup ## pin the requirements anew
 	$(BELVEDERE_CACHE)/tools/uv/bin/uv pip compile -q --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-annotate pyproject.toml -o requirements/lock.txt
