@@ -155,7 +155,7 @@ class Restored:
     """What is taken from a checkpoint."""
 
     model: dict[str, Any]
-    optimizer: dict[str, Any]
+    optimizer: list[dict[str, Any]]
     progress: Progress
     tokenizer: Tokenizer
     execution: Execution

@@ -17,12 +17,16 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration that drives all singular values towards one (Jordan et al. 2024)."""
 
 
-def orthogonalise(matrix_MN: Tensor, num_steps: int = 5) -> Tensor:
-    """Return about the nearest matrix with all singular values near one (between about 0.7 and 1.2), in fp32."""
+def orthogonalise(matrix_MN: Tensor, num_steps: int = 5, *, half: bool = False) -> Tensor:
+    """Return about the nearest matrix with all singular values near one (between about 0.7 and 1.2).
+
+    half: compute in bfloat16, which the iteration bears; only faster where the processor has it.
+    """
     first, second, third = NEWTON_SCHULZ
     tall = matrix_MN.shape[0] > matrix_MN.shape[1]
     x: Tensor = (matrix_MN.T if tall else matrix_MN).float()
     x = x / (x.norm() + 1e-7)
+    x = x.bfloat16() if half else x
     for _ in range(num_steps):
         gram = x @ x.T
         x = first * x + (second * gram + third * gram @ gram) @ x
@@ -39,8 +43,10 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         weight_decay: float = 0.05,
         momentum: float = 0.95,
+        half: bool = False,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.half = half
         flat = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim < 2]
         if flat:
             raise ValueError(f"Muon needs parameters of two dims or more; got {flat[0]}: give those to AdamW")
@@ -61,5 +67,6 @@ class Muon(torch.optim.Optimizer):
                 scale = max(1.0, update_MN.shape[0] / update_MN.shape[1]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(
-                    orthogonalise(update_MN).reshape(parameter.shape).to(parameter.dtype), alpha=-group["lr"] * scale
+                    orthogonalise(update_MN, half=self.half).reshape(parameter.shape).to(parameter.dtype),
+                    alpha=-group["lr"] * scale,
                 )

@@ -20,9 +20,10 @@ from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import learn
+from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose
 from belvedere_training.publish import Lineage, Publication, evidence_of, publish
-from belvedere_training.step import Stepper, make_optimizer, mixed
+from belvedere_training.step import Stepper, mixed
 from belvedere_training.world import World, agreed, all_cores
 
 QUICK_SPLIT = "heldout_style"  # evaluated while training; the other splits at the end
@@ -47,11 +48,16 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     parent = _parent(config, store)
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
     model = model.to(world.device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, config)
+    execution = checkpoint.execution if checkpoint else _execution(config, world, model)
+    optimizer = Optimizers(
+        model,
+        learning_rate=config.optimization.learning_rate,
+        weight_decay=config.optimization.weight_decay,
+        half=execution.precision == "bf16",
+    )
     if checkpoint:
         model.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
-    execution = checkpoint.execution if checkpoint else _execution(config, world, model)
     torch.set_num_threads(execution.threads)
     network: nn.Module = DistributedDataParallel(model) if world.size > 1 else model
     frozen = parent[1].to(world.device).requires_grad_(False) if parent else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -21,54 +20,20 @@ from belvedere_training.model.tokenizer import encode
 from belvedere_training.objectives.compatibility import compatibility_loss
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
+from belvedere_training.optimizer import Optimizers, schedule
 from belvedere_training.precision import Execution
 from belvedere_training.world import World
 
 # B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens
-
-_FLOOR = 0.005  # of the peak learning rate, at the end of the cosine
 
 
 class Diverged(BelvedereError):
     """The loss is no finite number any more."""
 
 
-def schedule(pairs: int, warmup: int, budget: int) -> float:
-    """Return the share of the peak learning rate after this many pairs: a ramp, then half a cosine.
-
-    Loshchilov and Hutter 2017 (arXiv:1608.03983), eq. 5, without restarts. A warm-up longer than a third of the
-    budget is cut to that, so that short runs learn too.
-    """
-    warmup = min(warmup, budget // 3)
-    if pairs < warmup:
-        return pairs / warmup
-    done = min(1.0, (pairs - warmup) / max(1, budget - warmup))
-    return _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * done))
-
-
 def mixed(*numbers: int) -> int:
     """Return a seed that depends on all the numbers."""
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
-
-
-def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return matrices, with decay, and vectors and embeddings, without. `peak` is what the schedule scales."""
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        (decayed if parameter.ndim > 1 and id(parameter) not in embeddings else free).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay, "peak": learning_rate},
-        {"params": free, "weight_decay": 0.0, "peak": learning_rate},
-    ]
-
-
-def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Return AdamW over all weights. Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2."""
-    setting = config.optimization
-    groups = parameter_groups(model, setting.learning_rate, setting.weight_decay)
-    return torch.optim.AdamW(groups, lr=setting.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 class Stepper:
@@ -82,7 +47,7 @@ class Stepper:
         tokenizer: Tokenizer,
         model: DualStream,
         network: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         execution: Execution,
         parent: DualStream | None,
     ) -> None:
@@ -101,8 +66,7 @@ class Stepper:
         first = self.world.rank * setting.batch_size // self.world.size
         rows = slice(first, first + setting.batch_size // self.world.size)
         pixels_B3SS, tokens_BT = self._views(pairs.pictures, pairs.texts, position, rows)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs)
+        self.optimizer.set_rate(schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs))
         with self.execution.autocast(self.world.device):
             image_BE, text_BE, scale = self.network(pixels_B3SS, tokens_BT)
         loss = contrastive_loss(
@@ -145,7 +109,7 @@ class Stepper:
                 f"the loss is {loss.item()} after {position} pairs: lower optimization.learningRate "
                 f"(now {self.setting.learning_rate:g}), lengthen optimization.warmupPairs, or set precision to fp32"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), self.setting.clip_norm)
         self.optimizer.step()

@@ -18,14 +18,14 @@ from belvedere_training.model.text import PAD_ID
 class Augmentation:
     """How far views go. Angles in radians, shifts as a share of the edge."""
 
-    rotation: float = 0.175
-    smallest: float = 0.7
-    largest: float = 1.2
-    shift: float = 0.2
-    brightness: float = 0.3
+    rotation: float = 0.1
+    smallest: float = 0.85
+    largest: float = 1.15
+    shift: float = 0.1
+    brightness: float = 0.2
     colour_shift: float = 0.15
     grey_share: float = 0.15
-    word_dropout: float = 0.1
+    word_dropout: float = 0.0
 
 
 def views(pixels_B3SS: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice) -> Tensor:

@@ -56,7 +56,7 @@ class TextConfig(_Settings):
     width: Annotated[int, Field(ge=8)] = 192
     layers: Annotated[int, Field(ge=0)] = 2
     heads: Annotated[int, Field(ge=1)] = 4
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     deepen: Annotated[int, Field(ge=0, description="extra layers that add nothing when new")] = 0
 
     @model_validator(mode="after")

@@ -12,6 +12,9 @@ from belvedere_training.model.tower import Encoded
 # B batch, T tokens, D width, N heads, K width of a head
 
 PAD_ID = 0
+_INITIAL_STD = (
+    0.005  # small beside what training adds: the noise of rare tokens is never trained away (training/LOG.md)
+)
 
 
 class SelfAttention(nn.Module):
@@ -74,8 +77,8 @@ class TextTower(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.vocab_size, config.width, padding_idx=PAD_ID)
-        self.position_TD = nn.Parameter(torch.randn(config.context_length, config.width) * 0.02)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.position_TD = nn.Parameter(torch.randn(config.context_length, config.width) * _INITIAL_STD)
+        nn.init.normal_(self.embedding.weight, std=_INITIAL_STD)
         layers = [TransformerLayer(config.width, config.heads, config.dropout) for _ in range(config.layers)]
         layers += [silent_layer(config.width, config.heads, config.dropout) for _ in range(config.deepen)]
         self.layers = nn.ModuleList(layers)

@@ -1,0 +1,86 @@
+"""What training tests share: a store with the drawn shapes, and a tiny model of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_training.config import RunConfig
+from belvedere_training.data.corpus import Corpus, load_split
+from belvedere_training.data.manifest import push
+from belvedere_training.data.shapes import build_shapes
+from belvedere_training.model.config import SIZES, ModelConfig, TextConfig, VisionConfig
+
+TINY = ModelConfig(
+    embed_dim=16,
+    vision=VisionConfig(stem_width=8, widths=(8, 16), blocks=(1, 1), pooled_width=16),
+    text=TextConfig(vocab_size=400, width=16, layers=1, heads=2, context_length=12),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Keep tests from spreading over cores, and from sharing a random state."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give every test a cache of its own."""
+    monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the shapes data set."""
+    return build_shapes(tmp_path_factory.mktemp("shapes") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def shapes(shapes_folder: Path) -> Corpus:
+    """Return the training split of the shapes."""
+    return load_split(shapes_folder, "train")
+
+
+@pytest.fixture
+def store(tmp_path: Path, shapes_folder: Path) -> ArtifactStore:
+    """Return an artifact store that has the shapes as datasets/shapes."""
+    store = ArtifactStore((tmp_path / "artifacts").as_uri())
+    push(shapes_folder, store, "datasets/shapes")
+    return store
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """Make `nano` a model of a few thousand weights."""
+    monkeypatch.setitem(SIZES, "nano", TINY)
+    return TINY
+
+
+def run_config(**changes: object) -> RunConfig:
+    """Return a valid configuration of a short run over the shapes; `changes` are merged into the optimization."""
+    optimization = {"pairs": 64, "batchSize": 16, "warmupPairs": 16, "precision": "fp32", **changes}
+    return RunConfig.model_validate(
+        {
+            "model": "shapes",
+            "data": {"dataset": "shapes"},
+            "optimization": optimization,
+            "run": {"name": "trial"},
+            "resume": {"checkpointEveryPairs": 32},
+        }
+    )
+
+
+@pytest.fixture(name="run_config")
+def run_config_fixture() -> object:
+    """Return the function that makes a configuration."""
+    return run_config

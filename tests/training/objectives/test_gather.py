@@ -1,0 +1,81 @@
+"""Two workers with half of the batch each must get the gradient that one worker gets from all of it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as distributed
+import torch.multiprocessing as multiprocessing
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from belvedere_training.objectives.contrastive import alike, contrastive_loss
+from belvedere_training.objectives.gather import gather
+
+ROWS = 8
+
+
+class Pair(nn.Module):
+    """Two projections and a temperature, as the model has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        image_BE, text_BE = functional.normalize(self.image(image)), functional.normalize(self.text(text))
+        return image_BE, text_BE, self.log_scale.exp()
+
+
+def gradients(rank: int, size: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    image, text = torch.randn(ROWS, 6, generator=generator), torch.randn(ROWS, 5, generator=generator)
+    same_GG = alike([0, 1, 2, 3, 4, 5, 6, 0], [*"abcdefg", "c"])
+    rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+    pair = Pair()
+    network = DistributedDataParallel(pair) if size > 1 else pair
+    image_BE, text_BE, scale = network(image[rows], text[rows])
+    loss = contrastive_loss(
+        image_BE,
+        text_BE,
+        scale,
+        all_image_GE=gather(image_BE),
+        all_text_GE=gather(text_BE),
+        same_GG=same_GG,
+        first=rows.start,
+        label_smoothing=0.05,
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: parameter.grad for name, parameter in pair.named_parameters()}
+
+
+def worker(rank: int, size: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    torch.save(gradients(rank, size), Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_get_the_gradient_of_one(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(worker, args=(2, port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    expected = gradients(0, 1)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_alone_the_rows_stay_as_they_are() -> None:
+    rows = torch.randn(3, 2)
+    assert gather(rows) is rows
