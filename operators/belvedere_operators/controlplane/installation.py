@@ -97,6 +97,9 @@ class Installation:
         """Write it down."""
         fields = {name: value for name, value in asdict(self).items() if name != "home"}
         write_atomically(self.home / "installation.json", json.dumps(fields, indent=2).encode())
+        # `belvedere logs` finds what Serve's replicas write by way of the home.
+        if not (self.home / "ray").is_symlink():
+            (self.home / "ray").symlink_to(self.ray_directory)
 
 
 _NOT_INHERITED = ("BELVEDERE_", "RAY_", "VIRTUAL_ENV", "PYTEST_", "CLICK_", "_BELVEDERE")

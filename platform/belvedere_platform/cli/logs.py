@@ -1,6 +1,7 @@
 """`belvedere logs`: what the processes behind an object wrote.
 
 Executors write the output of an object's processes to `HOME/logs/NAMESPACE/KIND/NAME/*.log`, the kind in lower case.
+What Serve's replicas write is in the local Ray's session, behind the link `HOME/ray`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def logs(target: tuple[str, ...], follow: bool, num_lines: int | None, namespace
         raise Unavailable(
             f"on a cluster the pods have the logs: kubectl logs -n {namespace} -l {_selector(kind, name)} --all-containers --prefix"
         )
-    run(_show(kind, name, namespace, where.home / "logs", follow=follow, num_lines=num_lines))
+    run(_show(kind, name, namespace, where.home, follow=follow, num_lines=num_lines))
 
 
 def _selector(kind: Kind, name: str) -> str:
@@ -63,19 +64,22 @@ def _selector(kind: Kind, name: str) -> str:
     return f"{label}={name}"
 
 
-async def _show(kind: Kind, name: str, namespace: str, root: Path, *, follow: bool, num_lines: int | None) -> None:
+async def _show(kind: Kind, name: str, namespace: str, home: Path, *, follow: bool, num_lines: int | None) -> None:
     from belvedere_platform.errors import NotFound
 
     async with object_store() as store:
         manifest = await store.get(kind, name, namespace)
-        folders = [_folder(root, child) for child in await sources(store, manifest)]
-        reader = _Reader(folders, num_lines)
+        places = [_place(home, child) for child in await sources(store, manifest)]
+        reader = _Reader(places, num_lines)
         if not reader.read() and not follow:
-            looked = ", ".join(str(folder) for folder in folders) or "nothing, because it has no process yet"
+            looked = (
+                ", ".join(str(folder / pattern) for folder, pattern in places)
+                or "nothing, because it has no process yet"
+            )
             raise NotFound(f"{kind.kind} {namespace}/{name} has written no log; looked in {looked}")
         while follow:
             ended = is_over(await store.get(kind, name, namespace))
-            reader.folders = [_folder(root, child) for child in await sources(store, manifest)]
+            reader.places = [_place(home, child) for child in await sources(store, manifest)]
             if not reader.read() and ended:
                 return
             await asyncio.sleep(_POLL_SECONDS)
@@ -114,22 +118,25 @@ def is_over(manifest: dict[str, Any]) -> bool:
     return False
 
 
-def _folder(root: Path, manifest: dict[str, Any]) -> Path:
+def _place(home: Path, manifest: dict[str, Any]) -> tuple[Path, str]:
     metadata = manifest["metadata"]
-    return root.joinpath(metadata["namespace"], manifest["kind"].lower(), metadata["name"])
+    if manifest["kind"] == "RayService":
+        # Serve names the file of a replica replica_APPLICATION_DEPLOYMENT_ID.log.
+        return home / "ray/session_latest/logs/serve", f"replica_{metadata['namespace']}.{metadata['name']}_*.log"
+    return home.joinpath("logs", metadata["namespace"], manifest["kind"].lower(), metadata["name"]), "*.log"
 
 
 class _Reader:
-    """Reads what is new in the log files of some folders, line by line, each line under its file's name when there are several."""
+    """Reads what is new in log files, line by line, each line under its file's name when there are several."""
 
-    def __init__(self, folders: list[Path], num_lines: int | None) -> None:
-        self.folders = folders
+    def __init__(self, places: list[tuple[Path, str]], num_lines: int | None) -> None:
+        self.places = places
         self._num_lines = num_lines
         self._offsets: dict[Path, int] = {}
 
     def read(self) -> bool:
         """Print what is new, and return whether anything was."""
-        files = [file for folder in self.folders for file in sorted(folder.glob("**/*.log")) if file.is_file()]
+        files = [file for folder, pattern in self.places for file in sorted(folder.glob(pattern)) if file.is_file()]
         several = len(files) > 1
         return any([self._read_file(file, several) for file in files])
 

@@ -1,6 +1,6 @@
 """How processes of Belvedere log: one line an event on standard error, for people as text, for collectors as JSON.
 
-An event is a short message with fields: `log.info("applied", extra=fields(kind=..., name=..., took_seconds=...))`.
+An event is a short message with fields: `log.info("applied", extra={"kind": …, "seconds": …})`.
 Libraries are heard from WARNING on, Belvedere from INFO on.
 """
 
@@ -12,14 +12,14 @@ import sys
 from datetime import UTC, datetime
 from typing import IO, Any, Literal
 
-FIELDS = "belvedere_fields"
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 OWN_LOGGERS = ("belvedere", "belvedere_platform", "belvedere_operators", "belvedere_serving", "belvedere_training")
 Format = Literal["text", "json"]
 
 
-def fields(**values: Any) -> dict[str, Any]:
-    """Return fields as the `extra` of a log call; they cannot clash with what logging itself sets."""
-    return {FIELDS: values}
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what was given as `extra`."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 class TextFormatter(logging.Formatter):
@@ -30,7 +30,7 @@ class TextFormatter(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S.%f")[:-3]
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
         line = f"{moment} {level}{record.name.rpartition('.')[2]}: {record.getMessage()}"
-        given: dict[str, Any] = getattr(record, FIELDS, {})
+        given = fields_of(record)
         if given:
             line += "  " + " ".join(f"{name}={_word(value)}" for name, value in given.items())
         return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
@@ -46,7 +46,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **getattr(record, FIELDS, {}),
+            **fields_of(record),
         }
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)

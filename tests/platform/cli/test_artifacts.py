@@ -171,3 +171,26 @@ def test_logs_of_a_job_and_of_what_a_run_started(terminal: Any, run_yaml: str) -
 def test_logs_on_a_cluster_name_the_command(terminal: Any) -> None:
     message = terminal.error(5, "logs", "trun", "clip-v1", "--store", "kubernetes://")
     assert "kubectl logs -n default -l belvedere.dev/training-run=clip-v1" in message
+
+
+def test_logs_of_a_service_are_those_of_its_replicas(terminal: Any) -> None:
+    spec = {"model": "clip", "version": "v1"}
+    service = {
+        "apiVersion": "belvedere.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": "emoji"},
+        "spec": spec,
+    }
+    (made,) = terminal.put(service)
+    owner = {"apiVersion": made["apiVersion"], "kind": "ModelService", "name": "emoji", "uid": made["metadata"]["uid"]}
+    child = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": {"name": "emoji-v1", "ownerReferences": [owner]},
+    }
+    terminal.put({**child, "spec": {}})
+    folder = terminal.home / "ray/session_latest/logs/serve"
+    folder.mkdir(parents=True)
+    (folder / "replica_default.emoji-v1_V2Server_abc.log").write_text("loaded\n")
+    (folder / "replica_default.emoji-v10_V2Server_abc.log").write_text("another\n")
+    assert terminal.out("logs", "msvc", "emoji") == "loaded\n"

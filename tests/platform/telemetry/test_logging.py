@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from belvedere_platform.telemetry.logging import OWN_LOGGERS, configure_logging, fields
+from belvedere_platform.telemetry.logging import OWN_LOGGERS, configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,11 @@ def test_text_is_for_people() -> None:
     stream = io.StringIO()
     configure_logging(stream=stream)
     log = logging.getLogger("belvedere_operators.controllers.engine")
-    log.info("applied", extra=fields(name="a b", seconds=1.23456, count=3))
+    log.info("applied", extra={"object": "a b", "seconds": 1.23456, "count": 3})
     log.warning("slow")
     logging.getLogger("ray").info("not heard")
     first, second = stream.getvalue().splitlines()
-    assert first.endswith(' engine: applied  name="a b" seconds=1.235 count=3')
+    assert first.endswith(' engine: applied  object="a b" seconds=1.235 count=3')
     assert second.endswith(" WARNING engine: slow")
 
 
@@ -41,7 +41,7 @@ def test_json_is_for_collectors() -> None:
     try:
         raise ValueError("why")
     except ValueError:
-        logging.getLogger("belvedere_serving").exception("failed", extra=fields(name="x"))
+        logging.getLogger("belvedere_serving").exception("failed", extra={"object": "x"})
     document = json.loads(stream.getvalue())
-    assert (document["event"], document["name"], document["level"]) == ("failed", "x", "error")
+    assert (document["event"], document["object"], document["level"]) == ("failed", "x", "error")
     assert "ValueError: why" in document["traceback"]
