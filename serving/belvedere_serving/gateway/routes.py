@@ -106,7 +106,7 @@ def _service_routes(
             sentence = f"service {route.namespace}/{route.service} has no ready replica"
             yield {"name": name, **_direct(own, 503, sentence)}
             continue
-        action = _action(route, strip)
+        action = _action(route, protocol, strip)
         if samples_shadow(world, route, weights):
             assert route.shadow is not None
             # Out of a million and not of a hundred: Envoy draws one number for this and for the choice among the weights,
@@ -154,17 +154,9 @@ def _tap_on(route: GatewayRoute, protocol: str) -> dict[str, Any]:
     return typed("envoy.config.route.v3.FilterConfig", config=settings)
 
 
-def _action(route: GatewayRoute, strip: bool) -> dict[str, Any]:
+def _action(route: GatewayRoute, protocol: str, strip: bool) -> dict[str, Any]:
     routing = route.routing
-    action: dict[str, Any] = {
-        "timeout": f"{routing.timeout_seconds:g}s",
-        # A client's own deadline counts as the version's failure, not as a client that went away unseen.
-        "max_stream_duration": {
-            "max_stream_duration": "0s",
-            "grpc_timeout_header_max": f"{routing.timeout_seconds:g}s",
-            "grpc_timeout_header_offset": "0.005s",
-        },
-    }
+    action: dict[str, Any] = _deadline(routing.timeout_seconds, protocol)
     if strip:
         prefix = re.escape(f"/services/{route.namespace}/{route.service}")
         action["regex_rewrite"] = {"pattern": {"regex": rf"^{prefix}/?"}, "substitution": "/"}
@@ -182,6 +174,21 @@ def _action(route: GatewayRoute, strip: bool) -> dict[str, Any]:
             "host_selection_retry_max_attempts": 3,
         }
     return action
+
+
+def _deadline(timeout_seconds: float, protocol: str) -> dict[str, Any]:
+    limit = f"{timeout_seconds:g}s"
+    if protocol == "http":
+        return {"timeout": limit}
+    # A client's own deadline ends the call here, a little before the client does, so that it counts as the version's failure
+    # and not as a client that went away. This setting replaces `timeout`.
+    return {
+        "max_stream_duration": {
+            "max_stream_duration": limit,
+            "grpc_timeout_header_max": limit,
+            "grpc_timeout_header_offset": "0.005s",
+        }
+    }
 
 
 def _direct(match: Match, status: int, sentence: str) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class ModelServer:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_get(self.prefix + "/v2/health/ready", self._ready)
         app.router.add_post(self.prefix + "/v2/models/{model}/infer", self._infer_http)
+        app.router.add_post(self.prefix + "/v2/models/{model}/versions/{version}/infer", self._infer_http)
         runner = web.AppRunner(app, shutdown_timeout=5)
         await runner.setup()
         self.stack.push_async_callback(runner.cleanup)
@@ -119,7 +120,7 @@ class ModelServer:
         if self.faults.reset:
             assert request.transport is not None
             request.transport.abort()
-            raise ConnectionResetError
+            raise asyncio.CancelledError
         if self.faults.http_status != 200:
             return web.json_response({"error": "told to fail"}, status=self.faults.http_status)
         header = http_messages.HEADER_LENGTH

@@ -112,10 +112,6 @@ async def test_only_a_share_of_the_stable_versions_requests_is_sampled(
     assert load.errors == {}
     num_stable = load.answers["ok", "v1"]
     await _outcomes(tap, until, "compared", int(0.1 * num_stable))
-
-    async def quiet() -> bool:
-        return await gateway.value("envoy_cluster_shadow_tap_upstream_rq_active") == 0
-
     num_sampled = await gateway.value("envoy_cluster_shadow_tap_upstream_rq_total")
     assert abs(num_sampled / num_stable - 0.2) < 4.5 * (0.2 * 0.8 / num_stable) ** 0.5
     assert tap.compared("false") == 0
