@@ -124,12 +124,11 @@ def _precision() -> Iterator[Finding]:
     fp32, bf16 = max(rates["fp32"].values()), max(rates["bf16"].values())
     ratio = bf16 / fp32
     word = f"{ratio:.1f} x as fast as fp32" if ratio >= 1 else f"{1 / ratio:.1f} x slower than fp32"
-    choice = "bf16" if ratio >= 1.1 else "fp32"
     yield Finding(
         subject="precision",
         well=True,
         needed=False,
-        found=f"fp32 {fp32:.0f} GFLOP/s; bf16 {bf16:.0f} GFLOP/s, {word}: `precision: auto` will choose {choice}",
+        found=f"matrix product in fp32 {fp32:.0f} GFLOP/s; in bf16 {bf16:.0f} GFLOP/s, {word}",
     )
     threads = rates["fp32"]
     best = max(threads, key=lambda count: threads[count])

@@ -52,12 +52,6 @@ class RayDashboard:
         if response.status_code != 404:
             self._fields(response)
 
-    async def forget_job(self, submission_id: str) -> None:
-        """Make Ray forget a job that has ended, so that its id can be used again."""
-        response = await self._send("DELETE", f"/api/jobs/{submission_id}")
-        if response.status_code != 404:
-            self._fields(response)
-
     async def job_logs(self, submission_id: str) -> str:
         """Return what the driver of a job has written."""
         return str(self._fields(await self._send("GET", f"/api/jobs/{submission_id}/logs"))["logs"])

@@ -31,9 +31,16 @@ Status = dict[str, Any]
 
 
 def submission_id(manifest: Manifest) -> str:
-    """Return the one id under which Ray knows a RayJob."""
-    metadata = manifest["metadata"]
-    return f"{metadata['namespace']}-{metadata['name']}-{metadata['uid'][:8]}"
+    """Return the one id under which Ray knows a RayJob now. Each resumption has the next one: Ray never forgets at once."""
+    metadata, status = manifest["metadata"], manifest.get("status", {})
+    first = f"{metadata['namespace']}-{metadata['name']}-{metadata['uid'][:8]}"
+    last: str = status.get("jobId") or ""
+    if not last.startswith(first):
+        return first
+    if status.get("jobDeploymentStatus") != "Suspended" or manifest["spec"].get("suspend"):
+        return last
+    number = last.removeprefix(first).removeprefix("-")
+    return f"{first}-{int(number or 1) + 1}"
 
 
 def submission(manifest: Manifest) -> tuple[str, dict[str, Any]]:
@@ -127,10 +134,7 @@ class RayJobExecutor:
         before = manifest.get("status", {})
         if manifest["spec"].get("suspend"):
             return await self._suspend(manifest, job)
-        if job is not None and job["status"] == "STOPPED" and before.get("jobDeploymentStatus") == "Suspended":
-            await self._ray.forget_job(identifier)
-            job = None
-        elif job is None and before.get("jobStatus") and before.get("jobDeploymentStatus") == "Running":
+        if job is None and before.get("jobStatus") and before.get("jobDeploymentStatus") == "Running":
             return {
                 **before,
                 "jobStatus": "FAILED",
@@ -140,13 +144,12 @@ class RayJobExecutor:
                 "endTime": timestamp(self._machine.clock()),
             }
         if job is None:
-            return await self._submit(key, manifest)
+            return await self._submit(key, manifest, identifier)
         if job["status"] in ENDED:
             await self._keep_log(key, identifier)
         return status_of(manifest, job)
 
-    async def _submit(self, key: Key, manifest: Manifest) -> Status:
-        identifier = submission_id(manifest)
+    async def _submit(self, key: Key, manifest: Manifest, identifier: str) -> Status:
         record = {"key": list(key)}
         self._records.mkdir(parents=True, exist_ok=True)
         write_atomically(self._records / f"{identifier}.json", json.dumps(record).encode())
@@ -176,6 +179,7 @@ class RayJobExecutor:
             )
             return status_of(manifest, job)
         return {
+            "jobId": submission_id(manifest) if job is not None else None,
             "jobDeploymentStatus": "Suspended",
             "message": "spec.suspend is true",
             "observedGeneration": manifest["metadata"].get("generation"),
