@@ -76,9 +76,8 @@ class V2HttpApp:
             case ["v2", "models", name, "versions", version, "infer"]:
                 pass
             case parts:
-                if method not in ("GET", "HEAD"):
-                    return not_allowed(method, "GET")
-                return self._look(parts, path)
+                found = self._look(parts, path)
+                return found if method in ("GET", "HEAD") else not_allowed(method, "GET")
         if method != "POST":
             return not_allowed(method, "POST")
         return await self._infer(name, version, dict(scope["headers"]), receive)
