@@ -16,7 +16,7 @@ from belvedere_platform.resources import validation
 from belvedere_platform.store import admission, records
 from belvedere_platform.store.database import Database, transaction
 from belvedere_platform.store.deletion import Deletion
-from belvedere_platform.store.fields import apply_fields
+from belvedere_platform.store.fields import apply_fields, present
 from belvedere_platform.store.kinds import EVENT, Kind
 from belvedere_platform.store.protocol import Listing, Manifest, Propagation, WatchEvent
 from belvedere_platform.store.records import Record
@@ -212,7 +212,7 @@ class EmbeddedStore:
             uid=after["metadata"]["uid"],
             version=0 if before is None else before.version,
             manifest=after,
-            owned=owned_after,
+            owned=present(owned_after, after),
         )
         changed = before is not None and admission.wants(after) != admission.wants(before.manifest)
         return _next_generation(record) if changed and "generation" in after["metadata"] else record

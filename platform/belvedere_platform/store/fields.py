@@ -126,6 +126,14 @@ def value_at(value: Any, path: Path) -> tuple[bool, Any]:
     return True, None if isinstance(value, dict) or not path[-1].startswith("f:") else value
 
 
+def present(owned: Ownership, manifest: dict[str, Any]) -> dict[str, Fields]:
+    """Return the owners without the fields that are not there: nulls that the schema has taken out."""
+    there = {
+        manager: frozenset(path for path in fields if value_at(manifest, path)[0]) for manager, fields in owned.items()
+    }
+    return {manager: fields for manager, fields in there.items() if fields}
+
+
 def remove(value: Any, path: Path, keep: Fields, at: Path = ()) -> Any:
     """Return the value without the path, and without the maps and lists on the way that this left empty."""
     element, rest, here = path[0], path[1:], (*at, path[0])
@@ -156,6 +164,7 @@ def apply_fields(
     Fields that the manager gave before and leaves out now are removed, unless another manager owns them too.
     Raises Conflict, unless forced, for fields that another manager owns with another value.
     """
+    config = _without_idle_nulls(config, live)
     given = frozenset(leaves(config))
     given_above = _with_above(given)
     merged = merge(live, config)
@@ -176,6 +185,18 @@ def apply_fields(
         merged = remove(merged, path, given | others)
     owned_after[manager] = given
     return merged, {other: fields for other, fields in owned_after.items() if fields}
+
+
+def _without_idle_nulls(config: Any, live: Any) -> Any:
+    """Return the config without the nulls over fields that have a value: to the API server these say nothing."""
+    if not isinstance(config, dict):
+        return config
+    values = live if isinstance(live, dict) else {}
+    return {
+        name: _without_idle_nulls(value, values.get(name))
+        for name, value in config.items()
+        if value is not None or values.get(name) is None
+    }
 
 
 def _with_above(fields: Fields) -> Fields:
