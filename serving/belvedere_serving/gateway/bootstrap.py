@@ -65,11 +65,13 @@ def _dynamic_resources() -> dict[str, Any]:
         "ads_config": {
             "api_type": "GRPC",
             "transport_api_version": "V3",
+            # By default up to 30 s pass before Envoy looks again for a control plane that went away.
             "grpc_services": [
                 {
-                    "envoy_grpc": {"cluster_name": XDS_CLUSTER},
-                    # By default up to 30 s pass before Envoy looks again for a control plane that went away.
-                    "retry_policy": {"retry_back_off": {"base_interval": "0.25s", "max_interval": "2s"}},
+                    "envoy_grpc": {
+                        "cluster_name": XDS_CLUSTER,
+                        "retry_policy": {"retry_back_off": {"base_interval": "0.25s", "max_interval": "2s"}},
+                    }
                 }
             ],
         },

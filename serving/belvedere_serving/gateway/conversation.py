@@ -92,7 +92,7 @@ class Conversation:
             for type_url in ORDER:
                 subscription = self._subscriptions.get(type_url)
                 if subscription is None:
-                    blocked = blocked or (patient and type_url in (CLUSTERS, ENDPOINTS))
+                    blocked = blocked or (patient and self._will_ask(stage, type_url))
                     continue
                 # Envoy accepts changed clusters only when it has their replicas, so replicas do not wait for clusters.
                 if blocked and type_url != ENDPOINTS:
@@ -126,6 +126,9 @@ class Conversation:
             if resources and version not in (subscription.accepted, subscription.refused):
                 return self._answer(type_url, subscription, resources, version)
         return None
+
+    def _will_ask(self, stage: Snapshot, type_url: str) -> bool:
+        return type_url == CLUSTERS or (type_url == ENDPOINTS and bool(stage.endpoints))
 
     def _asked_for_all(self, stage: Snapshot, subscription: Subscription) -> bool:
         return frozenset(stage.endpoints) & frozenset(stage.clusters) <= subscription.names

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from belvedere_platform.protocol import InferRequest, InferResponse, Tensor, grpc_messages, http_messages
@@ -112,6 +112,7 @@ def test_a_compressed_binary_http_answer_is_read() -> None:
     assert stable_answer(found).outputs[0].array.tolist() == [[1, 0]]
 
 
+@settings(deadline=None)
 @given(body=st.binary(max_size=64), protocol=st.sampled_from(["http", "grpc"]), encoding=st.sampled_from(["", "gzip"]))
 def test_whatever_the_bytes_only_unreadable_is_raised(body: bytes, protocol: str, encoding: str) -> None:
     headers = {"content-encoding": encoding, "grpc-encoding": encoding}

@@ -17,6 +17,7 @@ from belvedere_serving.gateway.snapshot import (
     build_snapshot,
     version_of,
 )
+from belvedere_serving.gateway.world import World
 
 
 class Envoy:
@@ -150,3 +151,11 @@ def test_a_word_about_an_older_answer_is_ignored(envoy: Envoy, snapshot: Any) ->
     envoy.accept(answer)
     envoy.ask(ENDPOINTS, *names("v1"))
     assert envoy.hear().type_url == ENDPOINTS
+
+
+def test_a_gateway_without_services_still_gets_its_listener(envoy: Envoy, snapshot: Any) -> None:
+    envoy.conversation.retarget(build_snapshot(World(), tap_address="127.0.0.1", tap_port=1))
+    envoy.ask(CLUSTERS)
+    envoy.accept(envoy.hear())
+    envoy.ask(LISTENERS)
+    assert envoy.hear().type_url == LISTENERS

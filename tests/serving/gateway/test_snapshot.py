@@ -10,7 +10,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.route.v3 import route_pb2
 from google.protobuf import json_format
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from belvedere_platform.resources.gateway_route import GatewayRoute
@@ -18,6 +18,9 @@ from belvedere_serving.gateway.routes import claim_conflicts
 from belvedere_serving.gateway.snapshot import Snapshot, build_snapshot, shares, stages, version_of
 from belvedere_serving.gateway.weights import effective_weights
 from belvedere_serving.gateway.world import Replica, World
+
+# One example builds some hundred messages; a shared machine must not make that a failure.
+few = settings(max_examples=50, deadline=None)
 
 
 def build(world: World) -> Snapshot:
@@ -77,6 +80,7 @@ def worlds(draw: st.DrawFn) -> World:
     return World(routes=routes, replicas=replicas)
 
 
+@few
 @given(worlds())
 def test_every_route_leads_to_replicas_and_its_weights_add_up(world: World) -> None:
     snapshot = build(world)
@@ -91,6 +95,7 @@ def test_every_route_leads_to_replicas_and_its_weights_add_up(world: World) -> N
             assert addresses(snapshot, cluster["name"])
 
 
+@few
 @given(worlds(), st.randoms(use_true_random=False))
 def test_the_same_world_gives_the_same_bytes(world: World, chance: random.Random) -> None:
     def shuffled(mapping: Any) -> Any:
@@ -105,6 +110,7 @@ def test_the_same_world_gives_the_same_bytes(world: World, chance: random.Random
         assert version_of(getattr(first, kind)) == version_of(getattr(second, kind))
 
 
+@few
 @given(worlds(), worlds())
 def test_no_step_of_a_change_breaks_a_route(before: World, after: World) -> None:
     old, new = build(before), build(after)
@@ -120,6 +126,7 @@ def test_no_step_of_a_change_breaks_a_route(before: World, after: World) -> None
         held = step
 
 
+@few
 @given(worlds())
 def test_shares_say_what_the_routes_do(world: World) -> None:
     told = set(targets(build(world)))
