@@ -276,11 +276,18 @@ class ArtifactStore:
         ]
         return sorted(found, key=lambda one: (not one.tags, one.tags, one.digest))
 
-    def collect_garbage(self, keep: Iterable[str], *, dry_run: bool = False) -> Garbage:
-        """Remove every artifact that is neither in `keep` (tags or digests) nor the subject of one that is, and unused blobs."""
+    def collect_garbage(
+        self, keep: Iterable[str], *, among: Iterable[Descriptor] | None = None, dry_run: bool = False
+    ) -> Garbage:
+        """Remove every artifact that is neither in `keep` (tags or digests) nor the subject of one that is, and unused blobs.
+
+        With `among`, what `list` returned when `keep` was decided, whatever was pushed or tagged since then stays too.
+        """
         with self._storage.sweeping() as may_remove, self._index_lock(dry_run):
             known = {one.digest: one for one in self.list()}
-            kept = _reachable(known, keep)
+            seen = None if among is None else {one.digest: one.tags for one in among}
+            fresh = [] if seen is None else [one.digest for one in known.values() if seen.get(one.digest) != one.tags]
+            kept = _reachable(known, [*keep, *fresh])
             used = {blob for digest in kept for blob in known[digest].blobs}
             stored = [f"sha256:{name}" for name in self._storage.names("blobs/sha256")]
             unused = [blob for blob in stored if blob not in used and may_remove(_blob_path(blob))]

@@ -147,7 +147,7 @@ def gc(dry_run: bool, keep_tags: tuple[str, ...], output: str) -> None:
     found = store.list()
     models = {one.digest: store.config(one.digest).get("modelDigest", "") for one in found if one.kind == "engine"}
     keep = needed(found, objects, built_from=models, keep_tags=keep_tags)
-    garbage = store.collect_garbage(keep, dry_run=dry_run)
+    garbage = store.collect_garbage(keep, among=found, dry_run=dry_run)
     if output != "table":
         removed = [_plain(one) for one in garbage.artifacts]
         emit(

@@ -139,6 +139,17 @@ def test_garbage_goes_and_what_is_kept_stays_whole(store: ArtifactStore, tmp_pat
     assert store.collect_garbage(["engines/x"]).blobs == ()
 
 
+def test_what_came_since_the_decision_stays(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    store.push("model", {"a": b"old"}, config={}, tag="models/old")
+    tagged = store.push("model", {"a": b"tagged"}, config={}, tag="models/tagged")
+    seen = store.list()
+    pushed = store.push("model", {"a": b"new"}, config={})
+    store.tag(tagged.digest, "models/again")
+    store.collect_garbage([], among=seen)
+    assert {one.digest for one in store.list()} == {pushed.digest, tagged.digest}
+
+
 def test_a_pull_keeps_what_is_right_and_mends_what_is_not(tmp_path: Path) -> None:
     store = ArtifactStore(str(tmp_path / "store"))
     store.push("model", FILES, config=CONFIG, tag="models/v1")

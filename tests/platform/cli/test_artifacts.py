@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from belvedere_platform.store.kinds import MODEL_VERSION
@@ -194,3 +197,25 @@ def test_logs_of_a_service_are_those_of_its_replicas(terminal: Any) -> None:
     (folder / "replica_default.emoji-v1_V2Server_abc.log").write_text("loaded\n")
     (folder / "replica_default.emoji-v10_V2Server_abc.log").write_text("another\n")
     assert terminal.out("logs", "msvc", "emoji") == "loaded\n"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, terminal: Any) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)]
+    mounted = subprocess.run(mount, check=False, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    try:
+        source = tmp_path / "source"
+        source.mkdir()
+        (source / "model.safetensors").write_bytes(os.urandom(1 << 20))
+        words = ("--from", str(source), "--kind", "model", "--tag", "mine/big", "--artifacts", small.as_uri())
+        message = terminal.error(7, "artifact", "import", *words)
+        assert "no space left in" in message
+        assert "free some space" in message
+        assert [path for path in small.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -75,9 +75,10 @@ def version_is_free(state: State) -> Failure | None:
     """Refuse to train for a name that is taken: a ModelVersion never changes."""
     if state.published is None:
         return None
+    named = "spec.version is" if state.run.spec.version else "spec.version is not set, so the version is named"
     return Failure(
         reason="VersionExists",
-        message=f"spec.version is {state.version}, which exists with {state.published.digest}; a ModelVersion is "
+        message=f"{named} {state.version}, which exists with {state.published.digest}; a ModelVersion is "
         "immutable: choose another name or delete that one",
     )
 
