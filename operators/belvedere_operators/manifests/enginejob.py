@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from belvedere_operators.manifests.naming import LONGEST_JOB, child_name
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
-from belvedere_platform.resources.engine import EngineSpec
+from belvedere_platform.resources.engine import EngineSpec, ParityGate
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB
 
 ENGINE_LABEL = "belvedere.dev/engine"
 
 
-def engine_job_name(engine: str) -> str:
-    """Return the name of the Job that builds an Engine."""
-    return f"{engine}-build"
+def engine_job_name(engine: str, gate: ParityGate) -> str:
+    """Return the name of the Job that builds an Engine for a gate: the gate has a word in how int8 is made."""
+    mark = hashlib.sha256(gate.model_dump_json().encode()).hexdigest()[:6]
+    return child_name(engine, f"build-{mark}", longest=LONGEST_JOB)
 
 
 def engine_tag(spec: EngineSpec, *, model_digest: str, toolchain_digest: str) -> str:
@@ -59,7 +62,7 @@ def engine_job(
         "apiVersion": JOB.api_version,
         "kind": JOB.kind,
         "metadata": {
-            "name": engine_job_name(metadata["name"]),
+            "name": engine_job_name(metadata["name"], spec.parity),
             "namespace": metadata["namespace"],
             "labels": labels,
             "ownerReferences": [

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from belvedere_operators.manifests.naming import LONGEST_RAY_JOB, child_name
 from belvedere_operators.manifests.ownership import MANAGED_BY, owner_reference
 from belvedere_platform.resources.training_run import TrainingRunSpec, WorkerResources
 from belvedere_platform.store import Manifest
@@ -23,7 +24,7 @@ PARENT_ANNOTATION = "belvedere.dev/parent-digest"
 
 def ray_job_name(run: str, attempt: int) -> str:
     """Return the name of an attempt's RayJob."""
-    return f"{run}-{attempt}"
+    return child_name(run, str(attempt), longest=LONGEST_RAY_JOB)
 
 
 def training_config(

@@ -38,7 +38,7 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
         tag=tag,
         model_digest=model_digest,
         version_ready=version is not None and condition_is_true(version, "Ready"),
-        job=_job(await find(context.store, JOB, Key(key.namespace, engine_job_name(key.name)))),
+        job=_job(await find(context.store, JOB, Key(key.namespace, engine_job_name(key.name, engine.spec.parity)))),
         built=built,
         unreadable=unreadable,
     )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from belvedere_operators.manifests.enginejob import engine_job, engine_job_name
 from belvedere_operators.runtime import Failure, first_failure, set_condition
 from belvedere_platform.resources.base import Condition
-from belvedere_platform.resources.engine import Engine, EngineStatus, LatencyReport, ParityReport
+from belvedere_platform.resources.engine import Engine, EngineStatus, LatencyReport, ParityGate, ParityReport
 from belvedere_platform.store import Manifest
 
 LOOK_AGAIN_SECONDS = 10.0
@@ -30,6 +30,8 @@ class Built:
     latency: Mapping[str, LatencyReport]
     toolchain: Mapping[str, str]
     device: str
+    gate: ParityGate | None = None
+    """The gate that the build was asked to meet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ def parse_built(digest: str, size_bytes: int, config: Mapping[str, Any]) -> Buil
             latency={name: LatencyReport.model_validate(one) for name, one in config["latency"].items()},
             toolchain={name: str(value) for name, value in config["toolchain"].items()},
             device=str(config["device"]),
+            gate=ParityGate.model_validate(config["parityGate"]) if "parityGate" in config else None,
         )
     except KeyError as error:
         raise ValueError(f"the config of engine artifact {digest} has no {error.args[0]}") from error
@@ -177,6 +180,8 @@ def _readiness(state: State) -> _Readiness:
         return _Readiness(reason="BuildFailed", message=state.unreadable)
     if state.built is not None:
         refused = first_failure(GATES, state)
+        if refused is not None and _another_way_may_do(state):
+            return _without_artifact(state)
         if refused is not None:
             return _Readiness(reason=refused.reason, message=refused.message)
         if state.job is None:
@@ -191,6 +196,14 @@ def _readiness(state: State) -> _Readiness:
             after_seconds=LOOK_AGAIN_SECONDS,
         )
     return _without_artifact(state)
+
+
+def _another_way_may_do(state: State) -> bool:
+    """Whether the engine was built for another gate, and for this one nobody has tried yet."""
+    assert state.built is not None
+    spec = state.engine.spec
+    tried = state.job is not None and (state.job.succeeded or state.job.failed)
+    return state.built.gate not in (None, spec.parity) and not tried and parity_holds(state) is not None
 
 
 def _without_artifact(state: State) -> _Readiness:
@@ -221,7 +234,7 @@ def _status(state: State, readiness: _Readiness) -> EngineStatus:
         observed_generation=state.engine.metadata.get("generation"),
         conditions=_conditions(state, readiness, before.conditions),
         digest=built.digest if built is not None else None,
-        job=engine_job_name(state.engine.metadata["name"]) if has_job else None,
+        job=engine_job_name(state.engine.metadata["name"], state.engine.spec.parity) if has_job else None,
         parity=dict(built.parity) if built is not None else {},
         latency=dict(built.latency) if built is not None else {},
         toolchain=dict(built.toolchain) if built is not None else {},

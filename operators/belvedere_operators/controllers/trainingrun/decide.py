@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Literal
 
 from belvedere_operators.controllers.trainingrun.state import Attempt, State, Trained, run_tag
-from belvedere_operators.manifests.rayjob import ray_job
+from belvedere_operators.manifests.rayjob import ray_job, ray_job_name
 from belvedere_operators.runtime import Failure, first_failure, set_condition, timestamp
 from belvedere_platform.resources.base import Condition
 from belvedere_platform.resources.training_run import GateResult, TrainingRunStatus
@@ -315,7 +315,7 @@ def _status(state: State, outcome: Outcome) -> TrainingRunStatus:
         conditions=_conditions(state, outcome, before.conditions),
         phase=outcome.phase,
         attempt=attempt,
-        job=f"{state.metadata['name']}-{attempt}" if attempt is not None else None,
+        job=ray_job_name(state.metadata["name"], attempt) if attempt is not None else None,
         progress=progress,
         gates=outcome.gates or before.gates,
         model_version=state.version if published else None,
