@@ -23,7 +23,7 @@ from report import write_report
 from story import CHAPTERS, Demo
 from timeline import Timeline
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def arguments() -> argparse.Namespace:
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
 
 async def tell(options: argparse.Namespace, console: Console) -> None:
     """Bring the control plane up, tell the chapters, write the report."""
-    output: Path = options.output
+    output: Path = options.output.resolve()
     home = output / "home"
     narrator = Narrator(console=console)
     environment = {

@@ -29,17 +29,16 @@ def read_split(store: ArtifactStore, dataset: str, split: str, into: Path) -> li
 
 
 def _read_shard(shard: Path) -> Iterator[Sample]:
-    pictures: dict[str, bytes] = {}
+    parts: dict[str, dict[str, bytes]] = {}
     with tarfile.open(fileobj=io.BytesIO(shard.read_bytes())) as archive:
         for member in archive:
             content = archive.extractfile(member)
             assert content is not None, f"{shard.name} holds {member.name}, which is not a file"
             key, _, suffix = member.name.rpartition(".")
-            if suffix == "png":
-                pictures[key] = content.read()
-            elif suffix == "json":
-                meta = json.loads(content.read())
-                yield Sample(id=meta["id"], png=pictures[key], en=meta["captions"]["en"], zh=meta["captions"]["zh"])
+            parts.setdefault(key, {})[suffix] = content.read()
+    for files in parts.values():
+        meta = json.loads(files["json"])
+        yield Sample(id=meta["id"], png=files["png"], en=meta["captions"]["en"], zh=meta["captions"]["zh"])
 
 
 def write_traffic_samples(samples: list[Sample], path: Path) -> None:

@@ -21,7 +21,7 @@ from control import Control, condition, is_true
 from samples import Sample, read_split, write_traffic_samples
 from timeline import Timeline, requests_between, seconds_between
 
-QUICKSTART = Path(__file__).parent.parent / "examples" / "quickstart"
+QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
 SERVICE = "emoji"
 STEADY_RATE = 60
 LOAD_CLIENTS = 24
