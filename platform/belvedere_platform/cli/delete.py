@@ -22,20 +22,20 @@ def delete(target: tuple[str, ...], filenames: tuple[str, ...], ignore_not_found
     from belvedere_platform.cli.kinds import find_kind, parse_target
     from belvedere_platform.errors import InvalidInput, NotFound
 
-    if bool(target) == bool(filenames):
+    if (filenames and target) or not (filenames or target):
         raise InvalidInput("give either KIND NAME or --filename")
-    if filenames:
+    if not target:
         documents = read_documents(filenames, namespace=namespace)
         doomed = [
             (one.kind, one.manifest["metadata"]["name"], one.manifest["metadata"].get("namespace", ""))
             for one in reversed(documents)
         ]
+    elif len(target) == 1 and "/" not in target[0]:
+        raise InvalidInput(f"delete {target[0]} needs a name: belvedere delete {target[0]} NAME")
     elif "/" in target[0]:
         doomed = [(*parse_target((word,)), namespace) for word in target]
-    elif len(target) > 1:
-        doomed = [(find_kind(target[0]), name, namespace) for name in target[1:]]
     else:
-        raise InvalidInput(f"delete {target[0]} needs a name: belvedere delete {target[0]} NAME")
+        doomed = [(find_kind(target[0]), name, namespace) for name in target[1:]]
 
     async def remove() -> None:
         async with object_store() as store:

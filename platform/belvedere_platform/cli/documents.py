@@ -74,7 +74,7 @@ def _parse(source: str, text: str) -> Iterator[tuple[str, Any]]:
         for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
             value = None if node is None else _construct(node)
             # A document of comments only is no object, and no mistake either.
-            if value is not None:
+            if node is not None and value is not None:
                 yield f"{source}:{node.start_mark.line + 1}", value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
