@@ -55,6 +55,7 @@ class Conversation:
         self._stages: tuple[Snapshot, ...] = ()
         self._num_sent = 0
         self._endpoints_stale = False
+        self._returning = False
 
     @property
     def unfinished(self) -> bool:
@@ -68,6 +69,8 @@ class Conversation:
     def receive(self, request: Any) -> Refusal | None:
         """Take in a request: a subscription, an acceptance or a refusal, which is returned."""
         subscription = self._subscriptions.setdefault(request.type_url, Subscription())
+        if request.type_url == CLUSTERS and not subscription.nonce and request.version_info:
+            self._returning = True
         if request.response_nonce != subscription.nonce:
             return None  # about an answer that a later one has replaced
         subscription.names = frozenset(request.resource_names)
@@ -86,6 +89,11 @@ class Conversation:
 
         After a change of clusters Envoy asks for the replicas of the new ones; an impatient caller no longer waits for that.
         """
+        if self._returning and self._stages:
+            answer = self._routes_first()
+            if answer is not None or (self._returning and patient):
+                return answer
+            self._returning = False
         while self._stages:
             stage = self._stages[0]
             blocked = False
@@ -114,6 +122,23 @@ class Conversation:
             self._applied = stage
             self._stages = self._stages[1:]
         return self._late_subscription()
+
+    def _routes_first(self) -> Any | None:
+        """Answer an Envoy that comes with an older configuration, which we do not know, from a stream before this one.
+
+        Its routes may lead to clusters that are about to go. When it has every cluster that the new routes lead to, which its
+        request for replicas shows, these routes can come before everything else.
+        """
+        routes, replicas = self._subscriptions.get(TYPE_OF_ROUTES), self._subscriptions.get(ENDPOINTS)
+        if routes is None or replicas is None or routes.waiting:
+            return None
+        target = self._stages[-1]
+        wanted = self._wanted(target, TYPE_OF_ROUTES, routes)
+        version = version_of(wanted)
+        if version not in (routes.accepted, routes.refused) and self._asked_for_all(target, replicas):
+            return self._answer(TYPE_OF_ROUTES, routes, wanted, version)
+        self._returning = False
+        return None
 
     def _late_subscription(self) -> Any | None:
         """Answer a request for names that were not asked for before, when nothing else is under way."""

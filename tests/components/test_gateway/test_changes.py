@@ -82,9 +82,15 @@ async def test_traffic_outlives_the_control_plane_and_its_return_changes_nothing
     await load.more(100)
     assert await gateway.value("envoy_cluster_manager_cds_update_success") == updates
     assert await gateway.value("envoy_cluster_manager_cluster_modified") == 0
-    # And it still hears what is new.
+    # And it still hears what is new, also what became new while nobody told it.
     gateway.publish(world(route({"v1": 10, "v2": 90}), one, two))
     await gateway.until_weights(v1=10, v2=90)
+    await gateway.stop_control_plane()
+    gateway.discovery = type(gateway.discovery)(type(gateway.registry)())
+    gateway.publish(world(route({"v2": 100}), two))
+    await gateway.start_control_plane()
+    await gateway.until_weights(v2=100)
+    await load.more(100)
     await load.stop()
     assert load.errors == {}
 

@@ -28,6 +28,10 @@ class Tap:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.world = World()
+        self.server: Any = None
+
+    async def stop(self) -> None:
+        await self.server.stop(0)
 
     def outcome(self, name: str) -> float:
         labels = {"namespace": "default", "service": "emoji", "candidate": "v2", "outcome": name}
@@ -44,12 +48,12 @@ async def tap(gateway: Any) -> AsyncIterator[Tap]:
     tap = Tap()
     client = CandidateClient()
     servicer = ShadowTap(lambda: tap.world, client, ShadowMetrics(tap.registry))
-    server = await serve_tap(servicer, f"127.0.0.1:{gateway.tap_port}")
+    tap.server = await serve_tap(servicer, f"127.0.0.1:{gateway.tap_port}")
     work = asyncio.create_task(servicer.run())
     yield tap
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
-    await server.stop(0)
+    await tap.stop()
     await client.close()
 
 
@@ -129,6 +133,8 @@ async def test_a_slow_failing_or_dead_candidate_and_a_dead_tap_harm_no_client(
     candidate.faults.http_status, candidate.faults.delay_seconds = 200, 5
     await _outcomes(tap, until, "dropped", 50)
     await candidate.stack.aclose()
+    await load.more(100)
+    await tap.stop()
     await load.more(100)
     await load.stop()
     assert load.errors == {}

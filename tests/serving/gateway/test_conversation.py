@@ -130,6 +130,22 @@ def test_an_envoy_that_comes_back_with_the_same_hears_nothing(envoy: Envoy, snap
     assert not returning.conversation.unfinished
 
 
+def test_an_envoy_that_comes_back_with_an_older_state_leaves_old_clusters_before_they_go(
+    envoy: Envoy, snapshot: Any
+) -> None:
+    before, after = snapshot("v1", "v2"), snapshot("v2")
+    returning = Envoy(Conversation(envoy.conversation._listeners))
+    returning.conversation.retarget(after)
+    returning.ask(CLUSTERS, version=version_of(before.clusters))
+    assert returning.hear() is None, "its other requests come right behind"
+    wanted = {name: before.endpoints[name] for name in names("v1", "v2")}
+    returning.ask(ENDPOINTS, *names("v1", "v2"), version=version_of(wanted))
+    returning.ask(TYPE_OF_ROUTES, "gateway", version=version_of(before.routes))
+    returning.accept(returning.hear(), "gateway")
+    returning.accept(returning.hear())
+    assert returning.order == ["RouteConfiguration", "Cluster"]
+
+
 def test_a_refused_version_is_not_sent_again_and_the_next_one_is(envoy: Envoy, snapshot: Any) -> None:
     settle(envoy, snapshot("v1", "v2"), "v1", "v2")
     envoy.conversation.retarget(snapshot("v2"))
