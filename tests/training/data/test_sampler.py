@@ -1,0 +1,53 @@
+"""Pairs depend on seed and position alone."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from belvedere_training.data.corpus import Corpus
+from belvedere_training.data.sampler import PairSampler, draw_text
+
+CHECKS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@CHECKS
+@given(position=st.integers(0, 500), count=st.integers(1, 60), split=st.integers(0, 60))
+def test_batches_in_pieces_are_the_batch(shapes: Corpus, position: int, count: int, split: int) -> None:
+    split = min(split, count)
+    whole = PairSampler(shapes, seed=3).batch(position, count)
+    other = PairSampler(shapes, seed=3)
+    second = other.batch(position + split, count - split)
+    first = other.batch(position, split)
+    assert whole.pictures == first.pictures + second.pictures
+    assert whole.texts == first.texts + second.texts
+
+
+def test_every_concept_comes_once_an_epoch(shapes: Corpus) -> None:
+    sampler = PairSampler(shapes, seed=0)
+    num_concepts = len(shapes.by_concept())
+    for epoch in range(3):
+        assert sorted(sampler.batch(epoch * num_concepts, num_concepts).concepts) == list(range(num_concepts))
+
+
+def test_another_seed_gives_other_pairs(shapes: Corpus) -> None:
+    assert PairSampler(shapes, seed=0).batch(0, 32) != PairSampler(shapes, seed=1).batch(0, 32)
+
+
+def test_a_picture_shows_what_its_concept_says(shapes: Corpus) -> None:
+    pairs = PairSampler(shapes, seed=0).batch(0, 40)
+    identifiers = list(shapes.by_concept())
+    assert [shapes.records[p]["id"] for p in pairs.pictures] == [identifiers[c] for c in pairs.concepts]
+
+
+def test_texts_are_made_of_the_records_words(shapes: Corpus) -> None:
+    record = shapes.records[0]
+    words = {word for tags in record["tags"].values() for word in tags} | set(record["captions"].values())
+    for seed in range(50):
+        text = draw_text(record, random.Random(seed))
+        rest = text.replace("，", " ")
+        for word in sorted(words, key=len, reverse=True):
+            rest = rest.replace(word, "")
+        assert rest.strip() == ""

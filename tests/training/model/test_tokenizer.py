@@ -1,0 +1,54 @@
+"""The tokenizer gives texts back, in both languages, also words it never saw."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from belvedere_training.data.corpus import Corpus, corpus_texts
+from belvedere_training.model.text import PAD_ID
+from belvedere_training.model.tokenizer import encode, learn, load
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shapes: Corpus) -> Tokenizer:
+    return learn(corpus_texts(shapes), 600, 16)
+
+
+@pytest.mark.parametrize("text", ["red circle", "红色圆形", "blue 三角形", "purple arrow，紫色"])
+def test_captions_come_back(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text).ids).strip() == unicodedata.normalize("NFKC", text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(alphabet=st.characters(categories=["L", "N", "P"], max_codepoint=0xFFFF), max_size=3))
+def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
+    expected = unicodedata.normalize("NFKC", text).lower().strip()
+    assert tokenizer.decode(tokenizer.encode(text).ids) in (expected, unicodedata.normalize("NFKC", expected))
+
+
+def test_chinese_characters_stay_single(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("红色圆形").ids[:5]) == 5
+    assert int((encode(tokenizer, ["红色圆形"]) != PAD_ID).sum()) == 5, "the start and four characters"
+
+
+def test_texts_are_padded_and_cut_to_the_context(tokenizer: Tokenizer) -> None:
+    tokens = encode(tokenizer, ["red", "zebra " * 30])
+    assert tokens.shape == (2, 16)
+    assert encode(tokenizer, ["red"], trim=True).shape == (1, 2)
+
+
+def test_it_is_saved_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = ["red circle", "红色圆形", "something else"]
+    assert encode(load(tmp_path / "tokenizer.json"), texts).equal(encode(tokenizer, texts))
+
+
+def test_the_same_texts_give_the_same_tokenizer(shapes: Corpus) -> None:
+    texts = corpus_texts(shapes)
+    assert learn(texts, 600, 16).to_str() == learn(texts, 600, 16).to_str()

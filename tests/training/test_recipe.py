@@ -1,0 +1,179 @@
+"""The recipe over drawn shapes: it resumes exactly, learns, publishes what serving needs, and names what is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import InvalidInput, NotFound
+from belvedere_training.config import RunConfig, read_config, resolve
+from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.files import load_artifact
+from belvedere_training.model.tokenizer import encode
+from belvedere_training.recipe import prepare, train
+from belvedere_training.step import Diverged
+from belvedere_training.world import LocalWorld
+
+Configure = Callable[..., RunConfig]
+
+
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, tmp_path: Path
+) -> None:
+    config = resolve(run_config(), store)
+    unbroken = prepare(config, store, LocalWorld(cores=1))
+    unbroken.run()
+    first = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
+    first.run(until=48)  # the checkpoint is at 32: what came after it is lost
+    second = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
+    assert second.progress.pairs == 32
+    second.run()
+    for name, tensor in unbroken.stepper.model.state_dict().items():
+        assert torch.equal(tensor, second.stepper.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_configuration_is_left_alone(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, tmp_path: Path
+) -> None:
+    prepare(resolve(run_config(), store), store, LocalWorld(tmp_path, cores=1)).run(until=32)
+    other = resolve(run_config(seed=1), store)
+    assert prepare(other, store, LocalWorld(tmp_path, cores=1)).progress.pairs == 0
+
+
+def test_it_learns_and_publishes(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    descriptor = train(run_config(pairs=1600, learningRate=0.003), store, LocalWorld(cores=1))
+    assert descriptor is not None
+    config = store.config("runs/default/trial/1")
+    assert config["metrics"]["heldout_style_en_r5"] > 0.25, "of 40 pictures; chance is 0.125"
+    assert config["pairs"] == 1600
+    assert config["imagesPerSecond"] > 0
+    assert set(config["lineage"]) == {"trainingRun", "dataDigest", "configDigest"}
+    curves = json.loads(store.read(descriptor.digest, "curves.json"))
+    assert curves["loss"][-1][1] < curves["loss"][0][1]
+    events = [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    assert events[0] == "execution"
+    assert events[-1] == "published"
+
+
+def test_exported_towers_say_what_the_model_says(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    train(run_config(), store, LocalWorld(cores=1))
+    tag = "runs/default/trial/1"
+    loaded = load_artifact(store, tag)
+    programs = {
+        name: torch.export.load(io.BytesIO(store.read(tag, f"{name}.pt2"))).module()
+        for name in ("embed_text", "embed_image")
+    }
+    for rows in (1, 5):
+        pixels = torch.randn(rows, 3, 64, 64)
+        torch.testing.assert_close(programs["embed_image"](pixels), loaded.model.embed_image(pixels))
+        tokens = encode(loaded.tokenizer, ["red circle", "红色圆形", "a", "zebra", "slow blue arrow"][:rows])
+        torch.testing.assert_close(programs["embed_text"](tokens), loaded.model.embed_text(tokens))
+    parity = [json.loads(line) for line in store.read(tag, "parity.jsonl").splitlines()]
+    assert {line["id"] for line in parity if "text" in line} == {line["id"] for line in parity if "image" in line}
+
+
+def test_a_second_version_stays_near_its_parent(store: ArtifactStore, tiny: ModelConfig, run_config: Configure) -> None:
+    train(run_config(pairs=800, learningRate=0.003), store, LocalWorld(cores=1))
+    store.tag("runs/default/trial/1", "models/v1")
+
+    def cosine(weight: float) -> float:
+        second = RunConfig.model_validate(
+            {
+                **run_config(pairs=800, learningRate=0.003, seed=1).model_dump(
+                    by_alias=True, exclude={"initialize_from"}
+                ),
+                "run": {"name": f"second-{weight}"},
+                "initializeFrom": {"modelVersion": "v1", "compatibilityWeight": weight},
+            }
+        )
+        train(second, store, LocalWorld(cores=1))
+        parent, child = load_artifact(store, "models/v1"), load_artifact(store, second.output_tag)
+        tokens = encode(parent.tokenizer, ["red circle", "蓝色箭头", "green", "紫色正方形"])
+        return float((parent.model.embed_text(tokens) * child.model.embed_text(tokens)).sum(-1).min())
+
+    free, held = cosine(0.0), cosine(10.0)
+    assert held > 0.9
+    assert held > free
+
+
+def test_a_loss_that_is_no_number_stops_the_run(store: ArtifactStore, tiny: ModelConfig, run_config: Configure) -> None:
+    loop = prepare(resolve(run_config(), store), store, LocalWorld(cores=1))
+    with torch.no_grad():
+        loop.stepper.model.text_projection.weight.fill_(float("nan"))
+    with pytest.raises(
+        Diverged, match=r"the loss is nan after 0 pairs: lower optimization\.learningRate \(now 0\.001\)"
+    ):
+        loop.run()
+
+
+def test_a_missing_parent_is_named(store: ArtifactStore, run_config: Configure) -> None:
+    document = run_config().model_dump(by_alias=True) | {"initializeFrom": {"modelVersion": "v9"}}
+    with pytest.raises(NotFound, match=r"initializeFrom\.modelVersion is 'v9'.*train that version first"):
+        resolve(RunConfig.model_validate(document), store)
+
+
+def test_the_batch_must_be_divisible_by_the_workers(store: ArtifactStore, run_config: Configure) -> None:
+    world = LocalWorld(cores=1)
+    world.size = 3
+    with pytest.raises(InvalidInput, match="batchSize is 16; it must be a multiple of the 3 workers"):
+        prepare(resolve(run_config(), store), store, world)
+
+
+GOOD: dict[str, Any] = {
+    "apiVersion": "belvedere.dev/v1alpha1",
+    "kind": "TrainingRun",
+    "metadata": {"name": "emoji-v1", "namespace": "lab"},
+    "spec": {"model": "emoji", "data": {"dataset": "emoji"}, "optimization": {"pairs": 1000}},
+}
+
+
+def test_a_whole_training_run_is_read() -> None:
+    config = read_config(json.dumps(GOOD), where="run.yaml")
+    assert config.output_tag == "runs/lab/emoji-v1/1"
+    assert config.version_name == "emoji-v1"
+
+
+def test_the_digest_is_of_what_decides_the_outcome() -> None:
+    config = read_config(json.dumps(GOOD), where="run.yaml")
+    again = config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})})
+    other = config.model_copy(update={"size": "small"})
+    assert config.digest() == again.digest() != other.digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimisation": {"pairs": 5}}, "optimisation is not a known key; did you mean optimization?"),
+        (
+            {"optimization": {"pairs": 9, "learnRate": 1}},
+            "optimization.learnRate is not a known key; did you mean learningRate?",
+        ),
+        ({"optimization": {"pairs": 0}}, "optimization.pairs is 0: input should be greater than or equal to 1"),
+        ({"optimization": {"pairs": 100}}, "optimization.batchSize is 256, more than optimization.pairs, 100"),
+        ({"data": {}}, "data.dataset is missing"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        read_config(json.dumps({**GOOD, "spec": {**GOOD["spec"], **change}}), where="run.yaml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("3", "must be a mapping"), ("kind: TrainingRun", "needs metadata.name")],
+)
+def test_a_file_that_is_no_configuration_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        read_config(text, where="run.yaml")
