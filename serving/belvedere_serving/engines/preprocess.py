@@ -81,7 +81,8 @@ class TextPreprocessor:
 
     def __call__(self, elements: Sequence[bytes]) -> npt.NDArray[np.int64]:
         """Return tokens [n, contextLength]."""
-        encoded = self._tokenizer.encode_batch_fast([self._text(i, element) for i, element in enumerate(elements)])
+        # One by one: the batch call starts a thread a core, which a replica with a share of one does not have.
+        encoded = [self._tokenizer.encode(self._text(index, element)) for index, element in enumerate(elements)]
         tokens = np.full((len(encoded), self._recipe.context_length), self._recipe.pad_id, np.int64)
         for row, item in zip(tokens, encoded, strict=True):
             row[: len(item.ids)] = item.ids
@@ -115,6 +116,11 @@ class ImagePreprocessor:
             np.multiply(square.transpose(2, 0, 1), self._scale, out=pixels[index])
             pixels[index] += self._shift
         return pixels
+
+    def blank(self) -> npt.NDArray[np.float32]:
+        """Return the pixels [1, 3, size, size] of a white picture."""
+        white = self._scale * WHITE[0] + self._shift
+        return np.broadcast_to(white, (1, 3, self._size, self._size)).astype(np.float32)
 
     def _decode(self, index: int, element: bytes) -> Image.Image:
         if len(element) > self._limits.max_bytes:
