@@ -94,9 +94,11 @@ class Installation:
         }
 
     def save(self) -> None:
-        """Write it down."""
+        """Write it down, and make Ray's directory reachable from the home."""
         fields = {name: value for name, value in asdict(self).items() if name != "home"}
         write_atomically(self.home / "installation.json", json.dumps(fields, indent=2).encode())
+        if not (self.home / "ray").is_symlink():
+            (self.home / "ray").symlink_to(self.ray_directory)
         # `belvedere logs` finds what Serve's replicas write by way of the home.
         if not (self.home / "ray").is_symlink():
             (self.home / "ray").symlink_to(self.ray_directory)
@@ -177,6 +179,19 @@ def control_plane_lock(home: Path) -> Iterator[None]:
 
 def remove_leftovers(installation: Installation) -> None:
     """Remove what belongs to processes that have ended: their slots, roots and Ray's directory. Data and logs stay."""
+    for link in (installation.home / "logs").glob("*/rayjob/*/*.log"):
+        keep_log(link)
+    (installation.home / "ray").unlink(missing_ok=True)
     for path in (installation.ray_directory, *(installation.home / name for name in ("processes", "pods", "rayjobs"))):
         shutil.rmtree(path, ignore_errors=True)
     (installation.home / "operator.lock").unlink(missing_ok=True)
+
+
+def keep_log(link: Path) -> None:
+    """Put the content of a log in the place of a link to it, before what it points to goes."""
+    if not link.is_symlink():
+        return
+    target = link.resolve()
+    link.unlink()
+    if target.exists():
+        shutil.copyfile(target, link)

@@ -102,7 +102,8 @@ async def follow(installation: Installation, *, timeout_seconds: float) -> Async
             if time.monotonic() > deadline:
                 waiting = "; ".join(f"{name}: {state}" for name, state in parts.items() if state != READY)
                 raise Unavailable(
-                    f"not ready after {timeout_seconds:.0f} s ({waiting}); logs are in {installation.home / 'logs'}"
+                    f"not ready after {timeout_seconds:.0f} s ({waiting}); logs are in {installation.home / 'logs'}; "
+                    "waiting again is `belvedere up`, giving up is `belvedere down`"
                 )
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -8,11 +8,13 @@ from belvedere_operators.executors.pods import PodName, PodRunner, PodState
 from belvedere_operators.executors.status import conditions_after, write_status
 from belvedere_operators.executors.workload import Machine, plan_of, workload_controller
 from belvedere_operators.runtime import After, Controller, Key
-from belvedere_platform.errors import InvalidInput, NotFound
+from belvedere_platform.errors import CorruptData, InvalidInput, NotFound
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import DEPLOYMENT
 
 MANAGER = "belvedere-executor-deployment"
+RETRY_SECONDS = 5.0
+"""After a problem that no change of an object may end: a full disk, a program that is installed meanwhile."""
 
 
 def deployment_executor(machine: Machine) -> Controller:
@@ -27,6 +29,8 @@ def deployment_executor(machine: Machine) -> Controller:
         states, problem = await _run(machine, runner, key, manifest)
         status = deployment_status(manifest, states, problem, machine)
         await write_status(machine.store, manifest, status, manager=MANAGER)
+        if problem:
+            return After(RETRY_SECONDS)
         waits = [state.wait_seconds for state in states if state.wait_seconds is not None]
         return After(max(0.05, min(waits))) if waits else None
 
@@ -43,7 +47,7 @@ async def _run(machine: Machine, runner: PodRunner, key: Key, manifest: Manifest
         try:
             plan = plan_of(machine, runner, name, manifest)
             states.append(await runner.ensure(name, plan, owner=manifest["metadata"]["uid"], policy="Always"))
-        except (InvalidInput, NotFound) as error:
+        except (InvalidInput, NotFound, CorruptData) as error:
             return states, str(error)
     return states, ""
 

@@ -193,7 +193,9 @@ class RayJobExecutor:
         path = self._log(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        path.symlink_to(self._ray_directory / "session_latest" / "logs" / f"job-driver-{identifier}.log")
+        # Resolved now, because the next Ray has another session.
+        session = (self._ray_directory / "session_latest").resolve()
+        path.symlink_to(session / "logs" / f"job-driver-{identifier}.log")
 
     async def _keep_log(self, key: Key, identifier: str) -> None:
         """Take the log over from Ray, whose files go when it does."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from belvedere_operators.controlplane.installation import load_installation
 from belvedere_operators.controlplane.ports import listening_ports
 from belvedere_operators.executors.identity import Identity, find_instance, snapshot
 from belvedere_platform.store import Manifest
@@ -220,6 +223,23 @@ def test_port_in_use_is_named_with_its_holder_and_nothing_is_started(tmp_path: P
     assert "--port prometheus=PORT" in done.stderr
     assert done.stderr.count("port ") == 1
     assert not (tmp_path / "home").exists()
+
+
+def test_interrupted_up_stops_what_it_started(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    words = [str(Path(sys.executable).parent / "belvedere"), "up", "--home", str(home), *port_flags(free_ports())]
+    starting = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: len(list((home / "processes").glob("*_deployment_*"))) >= 5)
+    finally:
+        starting.send_signal(signal.SIGINT)
+        _, said = starting.communicate(timeout=120)
+    assert starting.returncode == 130
+    assert "interrupted: stopping what was started" in said
+    installation = load_installation(home)
+    assert installation is not None
+    assert find_instance(installation.instance) == set()
+    assert not installation.ray_directory.exists()
 
 
 def test_down_leaves_nothing(running: Running) -> None:

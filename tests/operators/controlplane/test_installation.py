@@ -98,6 +98,20 @@ def test_leftovers_go_and_data_stays(tmp_path: Path) -> None:
     assert not installation.ray_directory.exists()
 
 
+def test_log_that_ray_wrote_is_kept_when_ray_goes(tmp_path: Path) -> None:
+    installation = opened(tmp_path)
+    installation.save()
+    theirs = tmp_path / "ray" / "driver.log"
+    installation.ray_directory.mkdir()
+    theirs.write_text("said\n")
+    ours = tmp_path / "logs/default/rayjob/it/driver.log"
+    ours.parent.mkdir(parents=True)
+    ours.symlink_to(theirs.resolve())
+    remove_leftovers(installation)
+    assert (ours.read_text(), ours.is_symlink()) == ("said\n", False)
+    assert not (tmp_path / "ray").is_symlink()
+
+
 def test_listening_sockets_are_read_from_the_kernels_table() -> None:
     header = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
     listening = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0\n"
