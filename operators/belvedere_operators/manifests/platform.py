@@ -28,6 +28,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Two logical CPUs for each real one would otherwise make every worker start a thread pool of its own.
     "OMP_NUM_THREADS": "1",
+    # Ray gives its workers a low priority; here they are what the machine is for, replicas above all.
+    "RAY_worker_niceness": "0",
 }
 
 
