@@ -13,7 +13,7 @@ from kubernetes import client, config
 
 from belvedere_platform.errors import Gone, NotFound, Unavailable
 from belvedere_platform.store import Kind, Manifest
-from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE, RAY_JOB
+from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE, ENGINE, RAY_JOB
 from belvedere_platform.store.kubernetes import KubernetesStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -154,3 +154,24 @@ async def test_the_children_of_our_resources_are_taken_as_they_are(store: Kubern
     }
     await store.apply(replica, field_manager="test")
     assert len((await store.list(ENDPOINT_SLICE, namespace)).items) == 1
+
+
+async def test_what_a_resource_of_ours_owns_is_collected(store: KubernetesStore, namespace: str) -> None:
+    engine = {
+        "apiVersion": ENGINE.api_version,
+        "kind": "Engine",
+        "metadata": {"name": "engine", "namespace": namespace},
+        "spec": {"modelVersion": "v1"},
+    }
+    owner = await store.apply(engine, field_manager="test")
+    reference = {"apiVersion": ENGINE.api_version, "kind": "Engine", "name": "engine", "uid": owner["metadata"]["uid"]}
+    child = config_map(namespace, "child")
+    child["metadata"]["ownerReferences"] = [reference]
+    since = (await store.apply(child, field_manager="test"))["metadata"]["resourceVersion"]
+    await store.delete(ENGINE, "engine", namespace)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        async with aclosing(store.watch(CONFIG_MAP, namespace, resource_version=since)) as events:  # type: ignore[type-var]
+            async for event in events:
+                if event.type == "DELETED":
+                    assert event.object["metadata"]["name"] == "child"
+                    break

@@ -15,7 +15,7 @@ SERVER_METADATA = frozenset(
         "managedFields", "selfLink", "name", "namespace",
     }
 )  # fmt: skip
-WITHOUT_GENERATION = frozenset({"ConfigMap", "Secret", "Event", "Service"})
+WITHOUT_GENERATION = frozenset({"ConfigMap", "Secret", "Event", "Service", "Lease"})
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in KINDS}
 

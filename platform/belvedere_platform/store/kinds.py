@@ -44,8 +44,9 @@ ENDPOINT_SLICE = Kind(api_version="discovery.k8s.io/v1", kind="EndpointSlice", p
 PROMETHEUS_RULE = Kind(
     api_version="monitoring.coreos.com/v1", kind="PrometheusRule", plural="prometheusrules", short_names=("promrule",)
 )
+LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 
 KINDS: tuple[Kind, ...] = (
     TRAINING_RUN, MODEL_VERSION, ENGINE, MODEL_SERVICE,
-    RAY_JOB, RAY_SERVICE, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE,
+    RAY_JOB, RAY_SERVICE, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE, LEASE,
 )  # fmt: skip
