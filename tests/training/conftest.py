@@ -59,6 +59,12 @@ def store(tmp_path: Path, shapes_folder: Path) -> ArtifactStore:
     return store
 
 
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Return a model of a few thousand weights."""
+    return TINY
+
+
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """Make `nano` a model of a few thousand weights."""
@@ -80,7 +86,7 @@ def run_config(**changes: object) -> RunConfig:
     )
 
 
-@pytest.fixture(name="run_config")
+@pytest.fixture(scope="session", name="run_config")
 def run_config_fixture() -> object:
     """Return the function that makes a configuration."""
     return run_config

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_training.config import RunConfig
+from belvedere_training.data.manifest import push
 from belvedere_training.faults import cut, derive, slower
-from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.config import SIZES, ModelConfig
 from belvedere_training.model.dual import DualStream, multiply_adds
 from belvedere_training.model.files import LoadedModel, load_artifact
 from belvedere_training.model.tokenizer import encode
@@ -19,9 +21,25 @@ from belvedere_training.recipe import train
 from belvedere_training.world import LocalWorld
 
 
+@pytest.fixture(scope="module", name="store")
+def store_with_a_good_model(
+    shapes_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_config: Callable[..., RunConfig],
+    tiny_config: ModelConfig,
+) -> Iterator[ArtifactStore]:
+    """Train once: exporting takes longer than all that is looked at here."""
+    store = ArtifactStore(tmp_path_factory.mktemp("faults").as_uri())
+    push(shapes_folder, store, "datasets/shapes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "nano", tiny_config)
+        patch.setenv("BELVEDERE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        train(run_config(), store, LocalWorld(cores=1))
+        yield store
+
+
 @pytest.fixture
-def good(store: ArtifactStore, tiny: ModelConfig, run_config: Callable[..., RunConfig]) -> LoadedModel:
-    train(run_config(), store, LocalWorld(cores=1))
+def good(store: ArtifactStore) -> LoadedModel:
     return load_artifact(store, "runs/default/trial/1")
 
 
