@@ -124,14 +124,27 @@ def window_step(interval_seconds: float) -> str:
 
 
 def _unless_both(subject: Subject, spec: ModelServiceSpec, share: Share, count: Share, budget: float) -> str:
-    """Return PromQL that holds when the candidate burns its budget and the stable version does not burn it too.
+    """Return PromQL that holds when the candidate burns this budget and the stable version burns neither of its own.
 
-    What both suffer is not the candidate's fault, and taking it away would not help.
+    What both suffer is not the candidate's fault, and taking it away would not help. Either budget counts, because the same
+    trouble shows as slow answers on one side and as timeouts, which are errors, on the other.
     """
     assert subject.candidate is not None
+    slow = spec.slo.latency
     candidate = _burning(subject, spec, share, count, budget, subject.candidate)
-    stable = _burning(subject, spec, share, count, budget, subject.stable)
-    return f"({candidate}) unless on () ({stable})"
+    errors = _burning(
+        subject, spec, _error_share(subject), _error_count(subject), 1 - spec.slo.availability, subject.stable
+    )
+    threshold = slow.threshold_milliseconds
+    latency = _burning(
+        subject,
+        spec,
+        _slow_share(subject, threshold),
+        _slow_count(subject, threshold),
+        1 - slow.objective,
+        subject.stable,
+    )
+    return f"({candidate}) unless on () ({errors}) unless on () ({latency})"
 
 
 def _burning(subject: Subject, spec: ModelServiceSpec, share: Share, count: Share, budget: float, version: str) -> str:

@@ -113,7 +113,10 @@ def _headline(manifest: Manifest) -> str:
     rollout = status.get("rollout") or {}
     name = f"{metadata['namespace']}/{metadata['name']}"
     if not rollout:
-        return f"{name}: {(status.get('stable') or {}).get('version', 'nothing')} serves, no rollout yet"
+        stable = status.get("stable") or {}
+        if stable.get("desiredWeight"):
+            return f"{name}: {stable['version']} serves, no rollout yet"
+        return f"{name}: nothing serves yet" + (f", {stable['version']} is being prepared" if stable else "")
     step = f", step {rollout['step'] + 1} of {len(manifest['spec'].get('rollout', {}).get('steps', ())) or '?'}"
     progress = step if rollout.get("step") is not None and rollout["phase"] in ("Progressing", "Paused") else ""
     return f"{name}: rollout of {rollout['candidate']} {rollout['phase'].lower()}{progress}"

@@ -112,6 +112,11 @@ def test_what_both_versions_suffer_is_not_the_candidates_fault(firing):
     assert firing(series, 30) == {WATCHDOG, STABLE_ERRORS}
 
 
+def test_timeouts_of_the_stable_version_excuse_slow_answers_of_the_candidate(firing):
+    series = [*traffic("v1", requests=18, errors=9), *traffic("v2", requests=2, slow=2)]
+    assert firing(series, 30) == {WATCHDOG, STABLE_ERRORS}
+
+
 def test_a_failing_stable_version_holds_and_accuses_nobody(firing):
     series = [*traffic("v1", requests=18, errors=9), *traffic("v2", requests=2)]
     assert firing(series, 30) == {WATCHDOG, STABLE_ERRORS}

@@ -99,7 +99,8 @@ def _ready(state: State, journal: Journal) -> Found:
 def _progress(journal: Journal) -> Found:
     last = journal.rollout
     if last is None:
-        return "RolloutProgressing", "False", "Complete", f"{journal.stable or 'nothing'} serves; no rollout yet"
+        serves = journal.stable if journal.served else "nothing"
+        return "RolloutProgressing", "False", "Complete", f"{serves} serves; no rollout yet"
     said = f"{last.candidate}: {last.reason}" if last.reason else last.candidate
     if last.phase == "Progressing":
         reason = "NoTraffic" if last.signal == "noData" else "Progressing"
