@@ -213,49 +213,30 @@ class Slot:
             os.close(descriptor)
 
     def _spawn(self, command: Command, lock: int) -> None:
-        executable = shutil.which(command.arguments[0], path=command.environment.get("PATH", os.defpath))
-        if executable is None:
-            raise InvalidInput(
-                f"command[0] is {command.arguments[0]!r}, which is not on the PATH {command.environment.get('PATH')!r}: "
-                "install it (`belvedere doctor` says how) or give its full path"
-            )
-        command.log.parent.mkdir(parents=True, exist_ok=True)
-        if command.log.exists() and command.log.stat().st_size > LOG_LIMIT_BYTES:
-            command.log.replace(command.log.with_suffix(".log.1"))
-        log = os.open(command.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        program, places = find_program(command), (str(self.directory), str(command.directory))
+        words = ("supervisor", *places, program, *command.arguments[1:])
+        log = open_log(command.log)
         reader, writer = os.pipe()
         try:
             os.posix_spawn(
                 "/bin/sh",
-                [
-                    "sh",
-                    "-c",
-                    SUPERVISOR,
-                    "belvedere-process",
-                    str(self.directory),
-                    str(command.directory),
-                    executable,
-                    *command.arguments[1:],
-                ],
+                ["sh", "-c", SUPERVISOR, *words],
                 {**command.environment, PROCESS_VARIABLE: self.mark},
                 file_actions=[
-                    (os.POSIX_SPAWN_DUP2, lock, 0),
-                    (os.POSIX_SPAWN_DUP2, writer, 1),
-                    (os.POSIX_SPAWN_DUP2, log, 2),
+                    (os.POSIX_SPAWN_DUP2, ours, theirs) for ours, theirs in ((lock, 0), (writer, 1), (log, 2))
                 ],
                 setsid=True,
                 setsigmask=(),
                 setsigdef=(signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGQUIT),
             )
-            os.close(writer)
-            writer = -1
-            with os.fdopen(reader, "rb") as pipe:
-                reader = -1
-                said = pipe.read(16)
+        except BaseException:
+            os.close(reader)
+            raise
         finally:
-            for descriptor in (log, reader, writer):
-                if descriptor >= 0:
-                    os.close(descriptor)
+            os.close(log)
+            os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            said = pipe.read(16)  # ends when the supervisor has started the command, or is dead
         if not said:
             raise Unavailable(
                 f"{command.arguments[0]} could not be started in {command.directory}: {read_tail(command.log, 1)}"
@@ -280,6 +261,26 @@ class Slot:
             if not (self.directory / "identity").exists():
                 return Empty()  # the control plane died before it spawned anything
             return Exited(code=None, attempt=attempt, ended_at=attempt.started_at)
+
+
+def find_program(command: Command) -> str:
+    """Return the full path of the program. Raises InvalidInput."""
+    path = command.environment.get("PATH", os.defpath)
+    found = shutil.which(command.arguments[0], path=path)
+    if found is None:
+        raise InvalidInput(
+            f"command[0] is {command.arguments[0]!r}, which is not on the PATH {path!r}: "
+            "install it (`belvedere doctor` says how) or give its full path"
+        )
+    return found
+
+
+def open_log(path: Path) -> int:
+    """Return a descriptor that appends to a log, after turning over one that has grown large."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
+        path.replace(path.with_suffix(".1.log"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:

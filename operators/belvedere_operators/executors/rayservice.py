@@ -104,16 +104,6 @@ def service_status(
     status = application["status"] if application else "NOT_STARTED"
     ready = status == "RUNNING" and running > 0
     message = problem or (application or {}).get("message") or "" if not ready or problem else ""
-    statuses = {
-        name: {
-            "status": status,
-            "message": message,
-            "serveDeploymentStatuses": {
-                deployment: {"status": one.get("status"), "message": one.get("message", "")}
-                for deployment, one in sorted(deployments.items())
-            },
-        }
-    }
     conditions = (
         ("Ready", ready, "NonZeroServeEndpoints" if running else "ZeroServeEndpoints", message),
         (
@@ -129,7 +119,7 @@ def service_status(
         "numServeEndpoints": running,
         "activeServiceStatus": {
             "rayClusterName": "local",
-            "applicationStatuses": statuses,
+            "applicationStatuses": {name: _application_status(status, message, deployments)},
             "rayClusterStatus": {
                 "state": "ready",
                 "head": {"serviceIP": ray.host, "podIP": ray.host},
@@ -137,6 +127,17 @@ def service_status(
             },
         },
         "conditions": conditions_after(manifest, conditions, now=now),
+    }
+
+
+def _application_status(status: str, message: str, deployments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "status": status,
+        "message": message,
+        "serveDeploymentStatuses": {
+            deployment: {"status": one.get("status"), "message": one.get("message", "")}
+            for deployment, one in sorted(deployments.items())
+        },
     }
 
 

@@ -209,6 +209,7 @@ def _deployment(
         "readinessProbe": {"httpGet": {"path": ready[0], "port": ready[1]}, "periodSeconds": 5, "timeoutSeconds": 2},
         "volumeMounts": mounts,
     }
+    pod = {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": grace_seconds}
     labels = {"app.kubernetes.io/name": name}
     return {
         "apiVersion": DEPLOYMENT.api_version,
@@ -217,14 +218,7 @@ def _deployment(
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "containers": [container],
-                    "volumes": volumes,
-                    "terminationGracePeriodSeconds": grace_seconds,
-                },
-            },
+            "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
 

@@ -221,7 +221,7 @@ def test_port_in_use_is_named_with_its_holder_and_nothing_is_started(tmp_path: P
     assert done.returncode == 5
     assert f"port {ports['prometheus']} (prometheus) is in use by process {os.getpid()}" in done.stderr
     assert "--port prometheus=PORT" in done.stderr
-    assert done.stderr.count("port ") == 1
+    assert done.stderr.count("is in use by") == 1
     assert not (tmp_path / "home").exists()
 
 
