@@ -132,8 +132,7 @@ class World:
             "grpc_options": {"port": free_port(), "grpc_servicer_functions": [servicer]},
             "applications": [application],
         }
-        response = await self.http.put(f"http://{self.address}/api/serve/applications/", json=config, timeout=60)
-        assert response.is_success, response.text
+        await self.put(config)
         labels = {"belvedere.dev/service": "echo", "belvedere.dev/version": "v1"}
         manifest: dict[str, Any] = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {}}
         manifest["metadata"] = {"name": NAME, "namespace": "default", "labels": labels}
@@ -142,6 +141,19 @@ class World:
         cluster = {"head": {"serviceIP": host}, "endpoints": {"dashboard": port}}
         status = {"activeServiceStatus": {"applicationStatuses": {APPLICATION: {}}, "rayClusterStatus": cluster}}
         await self.store.apply_status({**manifest, "status": status}, field_manager="test")
+
+    async def put(self, config: dict[str, Any]) -> None:
+        """Deploy; a dashboard on a busy machine may drop a request while it starts, and a deployment can be repeated."""
+        async with asyncio.timeout(120):
+            while True:
+                try:
+                    url = f"http://{self.address}/api/serve/applications/"
+                    response = await self.http.put(url, json=config, timeout=60)
+                except httpx.TransportError:
+                    await asyncio.sleep(1)
+                    continue
+                assert response.is_success, response.text
+                return
 
     async def slices(self) -> list[dict[str, Any]]:
         return (await self.store.list(ENDPOINT_SLICE, "default")).items
