@@ -1,0 +1,132 @@
+"""Everything that the controllers write, on a real API server: accepted whole, and a second write changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from kubernetes import client, config
+
+from belvedere_operators.manifests.enginejob import engine_job
+from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.prometheusrule import prometheus_rule
+from belvedere_operators.manifests.rayjob import ray_job
+from belvedere_operators.manifests.rayservice import ray_service
+from belvedere_operators.runtime.clock import SystemClock
+from belvedere_operators.runtime.events import EventRecorder
+from belvedere_platform.resources import Engine, ModelService, TrainingRun
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import EVENT
+from belvedere_platform.store.kubernetes import KubernetesStore
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+DIGEST = "sha256:" + "b" * 64
+ENVIRONMENT = {"BELVEDERE_ARTIFACTS": "s3://artifacts", "BELVEDERE_STORE": "kubernetes://"}
+SPECS = {
+    "ModelService": {"model": "clip", "version": "v1", "rollout": {"gates": {"shadow": {}}}},
+    "TrainingRun": {"model": "clip", "data": {"dataset": "emoji"}, "optimization": {"pairs": 1000}},
+    "Engine": {"modelVersion": "v1"},
+}
+
+
+@pytest.fixture
+async def store(kubeconfig: Path) -> AsyncIterator[KubernetesStore]:
+    """The store of the real API server."""
+    opened = KubernetesStore(kubeconfig=str(kubeconfig))
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
+    """A namespace of this test's own."""
+    name = f"children-{uuid.uuid4().hex[:8]}"
+    with config.new_client_from_config(str(kubeconfig)) as api:
+        namespaces = client.CoreV1Api(api)
+        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
+        yield name
+        await asyncio.to_thread(namespaces.delete_namespace, name)
+
+
+def of_service(owner: Manifest, child: str) -> Manifest:
+    spec = ModelService.model_validate(owner).spec
+    if child == "RayService":
+        return ray_service(
+            owner, spec, version="v2", engine_digest=DIGEST, replicas=2, image="belvedere:1", environment=ENVIRONMENT
+        )
+    if child == "PrometheusRule":
+        return prometheus_rule(owner, spec, stable="v1", candidate="v2")
+    return gateway_route(owner, spec, weights={"v1": 95, "v2": 5}, shadow=("v1", "v2"))
+
+
+def of_run(owner: Manifest, child: str) -> Manifest:
+    return ray_job(
+        TrainingRun.model_validate(owner).spec,
+        metadata=owner["metadata"],
+        attempt=1,
+        data_digest=DIGEST,
+        parent_digest=None,
+        environment=ENVIRONMENT,
+        image="belvedere:1",
+    )
+
+
+def of_engine(owner: Manifest, child: str) -> Manifest:
+    return engine_job(
+        Engine.model_validate(owner).spec,
+        metadata=owner["metadata"],
+        model_digest=DIGEST,
+        tag="engines/x",
+        environment=ENVIRONMENT,
+        image="belvedere:1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("owner_kind", "child", "build"),
+    [
+        ("ModelService", "RayService", of_service),
+        ("ModelService", "PrometheusRule", of_service),
+        ("ModelService", "ConfigMap", of_service),
+        ("TrainingRun", "RayJob", of_run),
+        ("Engine", "Job", of_engine),
+    ],
+)
+async def test_a_child_is_accepted_and_written_once(
+    store: KubernetesStore,
+    namespace: str,
+    owner_kind: str,
+    child: str,
+    build: Callable[[Manifest, str], Manifest],
+) -> None:
+    owner = await store.apply(
+        {
+            "apiVersion": "belvedere.dev/v1alpha1",
+            "kind": owner_kind,
+            "metadata": {"name": "owner", "namespace": namespace},
+            "spec": SPECS[owner_kind],
+        },
+        field_manager="test",
+    )
+    manifest = build(owner, child)
+    assert manifest["kind"] == child
+    first = await store.apply(manifest, field_manager="belvedere-test")
+    again = await store.apply(build(owner, child), field_manager="belvedere-test")
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+
+
+async def test_an_event_is_accepted_and_counted(store: KubernetesStore, namespace: str) -> None:
+    about = {
+        "apiVersion": "belvedere.dev/v1alpha1",
+        "kind": "ModelService",
+        "metadata": {"name": "owner", "namespace": namespace, "uid": str(uuid.uuid4())},
+    }
+    recorder = EventRecorder(store, clock=SystemClock(), component="belvedere-test")
+    for _ in range(2):
+        await recorder.record(about, "Normal", "Promoted", "version v2 was promoted")
+    (event,) = (await store.list(EVENT, namespace)).items
+    assert (event["reason"], event["count"]) == ("Promoted", 2)
