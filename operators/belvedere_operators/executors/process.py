@@ -119,14 +119,15 @@ class Slot:
         attempt = self._attempt()
         if attempt is None:
             return Empty()
-        with self._locked(fcntl.LOCK_SH) as lock:
-            if lock is not None:
-                return self._ended(attempt)
-            identity = self._identity()
-        if identity is None or not identity.alive():
-            # Between the start of the supervisor and its first line, or between its last line and its end.
-            raise Unavailable(f"{self.directory.name} is just starting or ending: look again")
-        return Running(identity=identity, attempt=attempt)
+        for _ in range(2):
+            with self._locked(fcntl.LOCK_SH) as lock:
+                if lock is not None:
+                    return self._ended(attempt)
+                identity = self._identity()
+            if identity is not None and identity.alive():
+                return Running(identity=identity, attempt=attempt)
+            # It may have ended between the two looks; then the lock is free by now.
+        raise Unavailable(f"{self.directory.name} is just starting or ending: look again")
 
     def start(self, command: Command, *, now: float) -> Observation:
         """Start the command unless something runs here already, and return what runs. Blocks for milliseconds."""
