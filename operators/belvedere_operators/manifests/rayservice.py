@@ -76,8 +76,7 @@ def _serve_config(
     deployment = {
         "name": INGRESS,
         "num_replicas": replicas,
-        "max_ongoing_requests": max(8, 2 * spec.batching.max_batch_size),
-        "max_queued_requests": spec.batching.max_queued_requests,
+        # How many requests Serve lets in is the application's to say: its own queue must fill first, and refuses in V2.
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         "graceful_shutdown_wait_loop_s": 1,
         "ray_actor_options": {"num_cpus": spec.resources.cpu},
