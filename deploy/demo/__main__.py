@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from tritonclient.utils import InferenceServerException
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import BelvedereError
@@ -163,9 +164,9 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("[yellow]interrupted: everything was stopped[/]")
         return 130
-    except BelvedereError as error:
+    except (BelvedereError, InferenceServerException) as error:
         console.print(f"[red]{error}[/]")
-        return error.exit_code
+        return error.exit_code if isinstance(error, BelvedereError) else 1
     console.print(f"[bold green]done in {time.monotonic() - begin:.0f} s[/]")
     return 0
 

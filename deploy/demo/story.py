@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from belvedere_platform.artifacts import ArtifactStore
-from belvedere_platform.errors import Rejected
+from belvedere_platform.errors import Rejected, Unavailable
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_SERVICE, MODEL_VERSION, TRAINING_RUN
 from contact_sheet import make as make_contact_sheet
@@ -204,12 +206,31 @@ async def serve(demo: Demo) -> None:
     await demo.control.follow(
         MODEL_SERVICE, SERVICE, lambda service: is_true(service, "Ready"), _service_line, timeout_seconds=180
     )
+    await gateway_answers(demo.address)
     gallery = demo.samples[:300] if demo.quick else demo.samples
     sheet = await asyncio.to_thread(make_contact_sheet, demo.address, gallery, demo.output / "contact-sheet.png")
     demo.report["contact_sheet"] = sheet
     for query, hits in sheet["queries"].items():
         demo.control.narrator.say(f"  {query:<28} → {', '.join(hits[:3])}")
     await demo.send(f"rate {STEADY_RATE}")
+
+
+async def gateway_answers(address: str, timeout_seconds: float = 60) -> None:
+    """Wait until a client is told that the service is ready. Raises Unavailable."""
+    deadline = time.monotonic() + timeout_seconds
+    async with httpx.AsyncClient() as client:
+        while True:
+            try:
+                answer = await client.get(f"http://{address}/v2/health/ready", timeout=5)
+            except httpx.HTTPError as error:
+                said = repr(error)
+            else:
+                if answer.status_code == 200:
+                    return
+                said = f"{answer.status_code} {answer.text[:200]}"
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the gateway at {address} did not serve within {timeout_seconds:.0f} s: {said}")
+            await asyncio.sleep(0.25)
 
 
 def _service_line(service: Manifest) -> str:
