@@ -152,14 +152,14 @@ class Slot:
         return self.observe()
 
     async def stop(self, *, grace_seconds: float) -> None:
-        """End the command and all it started: SIGTERM, then SIGKILL after the grace. Returns when nothing is left."""
+        """End the command and all it started. As in a container the command alone gets SIGTERM, for it knows in which
+        order to end its own (Ray's parts wait for each other when all are told at once); what is left is killed."""
         leader = await self._leader()
         members = await asyncio.to_thread(find_members, self.mark, leader)
-        for member in members:
-            member.send(signal.SIGTERM)
-        async with asyncio.TaskGroup() as group:
-            for member in members:
-                group.create_task(wait_gone(member, grace_seconds))
+        if leader is not None:
+            while not signal_children(leader, signal.SIGTERM) and leader.alive():
+                await asyncio.sleep(0.01)  # the supervisor is about to start it
+            await wait_gone(leader, grace_seconds)
         await self.sweep(leader, members)
 
     async def sweep(self, leader: Identity | None = None, known: set[Identity] | None = None) -> None:
@@ -182,8 +182,7 @@ class Slot:
         observation = self.observe()
         if not isinstance(observation, Running):
             return False
-        supervisor = observation.identity.pid
-        return any([entry.identity.send(number) for entry in snapshot().values() if entry.parent == supervisor])
+        return signal_children(observation.identity, number)
 
     def forget(self) -> None:
         """Remove the record. Only for a slot where nothing runs."""
@@ -262,6 +261,11 @@ class Slot:
             if not (self.directory / "identity").exists():
                 return Empty()  # the control plane died before it spawned anything
             return Exited(code=None, attempt=attempt, ended_at=attempt.started_at)
+
+
+def signal_children(supervisor: Identity, number: signal.Signals) -> bool:
+    """Send a signal to what a supervisor has started itself; False when there is nothing."""
+    return any([entry.identity.send(number) for entry in snapshot().values() if entry.parent == supervisor.pid])
 
 
 def find_program(command: Command) -> str:
