@@ -157,7 +157,7 @@ class Slot:
         leader = await self._leader()
         members = await asyncio.to_thread(find_members, self.mark, leader)
         if leader is not None:
-            while not signal_children(leader, signal.SIGTERM) and leader.alive():
+            while not signal_children(leader, signal.SIGTERM) and leader.alive():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.01)  # the supervisor is about to start it
             await wait_gone(leader, grace_seconds)
         await self.sweep(leader, members)
