@@ -20,6 +20,8 @@ from belvedere_training.model.tokenizer import encode
 from belvedere_training.recipe import train
 from belvedere_training.world import LocalWorld
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", name="store")
 def store_with_a_good_model(

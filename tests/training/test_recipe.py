@@ -47,6 +47,7 @@ def test_a_checkpoint_of_another_configuration_is_left_alone(
     assert prepare(other, store, LocalWorld(tmp_path, cores=1)).progress.pairs == 0
 
 
+@pytest.mark.slow
 def test_it_learns_and_publishes(
     store: ArtifactStore, tiny: ModelConfig, run_config: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_it_learns_and_publishes(
     assert events[-1] == "published"
 
 
+@pytest.mark.slow
 def test_exported_towers_say_what_the_model_says(
     store: ArtifactStore, tiny: ModelConfig, run_config: Configure
 ) -> None:
@@ -83,6 +85,7 @@ def test_exported_towers_say_what_the_model_says(
     assert {line["id"] for line in parity if "text" in line} == {line["id"] for line in parity if "image" in line}
 
 
+@pytest.mark.slow
 def test_a_second_version_stays_near_its_parent(store: ArtifactStore, tiny: ModelConfig, run_config: Configure) -> None:
     train(run_config(pairs=800, learningRate=0.003), store, LocalWorld(cores=1))
     store.tag("runs/default/trial/1", "models/v1")

@@ -1,0 +1,59 @@
+"""The choice of number format and threads, from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.dual import DualStream
+from belvedere_training.precision import choose, pick
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({"fp32": 300.0, "bf16": 460.0}, "bf16"),
+        ({"fp32": 250.0, "bf16": 80.0}, "fp32"),
+        ({"fp32": 300.0, "bf16": 310.0}, "fp32"),
+        ({"fp32": 300.0}, "fp32"),
+        ({"bf16": 20.0}, "bf16"),
+    ],
+)
+def test_bf16_must_be_clearly_faster(rates: dict[str, float], chosen: str) -> None:
+    assert pick(rates) == chosen
+
+
+def ticks(*lengths: float) -> Iterator[float]:
+    """Yield the start and end of each step: four steps a candidate, of the length given for it."""
+    now = 0.0
+    for length in lengths:
+        for _ in range(4):
+            yield now
+            now += length
+            yield now
+
+
+def test_the_fastest_format_and_number_of_threads_are_taken(tiny: ModelConfig) -> None:
+    clock = ticks(2.0, 1.0, 1.0, 0.25)  # fp32, bf16; then one thread, two threads
+    execution, report = choose(DualStream(tiny), "auto", (1, 2), torch.device("cpu"), lambda: next(clock))
+    assert (execution.precision, execution.threads) == ("bf16", 2)
+    assert report["fp32 x 1"] == 16.0
+
+
+def test_what_was_asked_is_not_compared(tiny: ModelConfig) -> None:
+    clock = ticks(1.0)
+    execution, report = choose(DualStream(tiny), "fp32", (1,), torch.device("cpu"), lambda: next(clock))
+    assert execution.precision == "fp32"
+    assert len(report) == 1
+
+
+def test_measuring_changes_neither_statistics_nor_gradients(tiny: ModelConfig) -> None:
+    model = DualStream(tiny)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    choose(model, "fp32", (1,), torch.device("cpu"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
