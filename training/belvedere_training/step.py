@@ -26,6 +26,8 @@ from belvedere_training.world import World
 
 # B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens
 
+COMPATIBILITY_FACTOR = 5.0  # what a compatibilityWeight of 1 multiplies distances by (training/LOG.md)
+
 
 class Diverged(BelvedereError):
     """The loss is no finite number any more."""
@@ -101,7 +103,7 @@ class Stepper:
         with torch.no_grad(), self.execution.autocast(self.world.device):
             parent_image_BE, parent_text_BE, _ = self.parent(pixels_B3SS, tokens_BT)
         distance = compatibility_loss(image_BE, parent_image_BE) + compatibility_loss(text_BE, parent_text_BE)
-        return self.compatibility_weight * distance
+        return COMPATIBILITY_FACTOR * self.compatibility_weight * distance
 
     def _update(self, loss: Tensor, position: int) -> None:
         if not math.isfinite(loss.item()):
