@@ -283,7 +283,7 @@ class ModelService(Resource):
         "Accepted": "Accepted, ModelVersionNotFound, ModelMismatch",
         "EngineReady": "Ready, Building, ParityFailed, LatencyBudgetExceeded, BuildFailed, ModelVersionNotFound",
         "CapacityAvailable": "Fits, WaitingForCapacity, Unreported",
-        "Ready": "Routable, NoReplicas, WaitingForEngine, WaitingForReplicas",
+        "Ready": "Routable, NoReplicas, WaitingForEngine, WaitingForReplicas, WaitingForGateway",
         "RolloutProgressing": "Progressing, Complete, Paused, Aborted, EngineRefused, NoTraffic, Preparing",
         "SLOMet": "WithinObjective, ErrorBudgetBurning, LatencyBudgetBurning, NoData",
         "Degraded": "Healthy, FewerReplicas, MetricsUnavailable, AlertPathLost, ErrorBudgetBurning, CandidateRejected",

@@ -87,6 +87,8 @@ def _ready(state: State, journal: Journal) -> Found:
         return "Ready", "False", "WaitingForEngine", "no version has been accepted yet"
     routable = state.routable.get(stable, 0)
     if routable:
+        if not _reached_by_gateway(state, journal, stable):
+            return "Ready", "False", "WaitingForGateway", f"the gateway does not send requests to {stable} yet"
         return "Ready", "True", "Routable", f"{routable} replicas of {stable} are routable"
     failure = engine_obstacle(state, journal, stable)
     if failure is not None:
@@ -94,6 +96,20 @@ def _ready(state: State, journal: Journal) -> Found:
     if not journal.served:
         return "Ready", "False", "WaitingForReplicas", f"no replica of {stable} is routable yet"
     return "Ready", "False", "NoReplicas", f"no replica of {stable} is routable"
+
+
+def _reached_by_gateway(state: State, journal: Journal, stable: str) -> bool:
+    """Return whether clients get answers. Once they did, a gateway that falls silent for a while is not taken for a loss:
+
+    its Envoys go on with what they know. Without metrics at all the replicas' word is the only one there is.
+    """
+    before = (state.manifest.get("status") or {}).get("conditions", ())
+    if any(one["type"] == "Ready" and one["status"] == "True" for one in before):
+        return True
+    looked = journal.looked
+    if looked is None:
+        return False
+    return looked.problem is not None or looked.effective_weight.get(stable, 0.0) > 0
 
 
 def _progress(journal: Journal) -> Found:

@@ -116,6 +116,8 @@ class Looked(Part):
     problem: str | None = None
     sides: dict[str, Side] = {}
     in_flight: float | None = None
+    effective_weight: dict[str, float] = {}
+    """Percent of new requests by version, as the gateway said."""
 
 
 class CounterBaseline(Part):

@@ -87,7 +87,13 @@ def _figures(state: State, metrics: Metrics, counted: Increments | None, problem
         )
         for version in sorted(versions)
     }
-    return Looked(time=state.now, problem=problem, sides=sides, in_flight=metrics.in_flight)
+    return Looked(
+        time=state.now,
+        problem=problem,
+        sides=sides,
+        in_flight=metrics.in_flight,
+        effective_weight=dict(metrics.effective_weight),
+    )
 
 
 def _requests(samples: tuple[Sample, ...] | tuple[()]) -> dict[str, float]:

@@ -38,6 +38,8 @@ class Metrics:
     p95: Mapping[str, float] = field(default_factory=dict)
     error_ratio: Mapping[str, float] = field(default_factory=dict)
     slow_ratio: Mapping[str, float] = field(default_factory=dict)
+    effective_weight: Mapping[str, float] = field(default_factory=dict)
+    """Percent of new requests by version, as the gateway says of itself; without a version that it does not know yet."""
 
 
 class Prometheus:
@@ -76,6 +78,7 @@ async def look(prometheus: Prometheus, namespace: str, service: str, spec: Model
         gateway_metrics.latency_quantile(namespace, service, 0.95, length),
         gateway_metrics.error_ratio(namespace, service, length),
         gateway_metrics.slow_ratio(namespace, service, threshold, length),
+        gateway_metrics.effective_weight_query(namespace, service),
     )
     found = await asyncio.gather(*(prometheus.query(expression, at=at) for expression in expressions))
     counters = [
@@ -90,6 +93,7 @@ async def look(prometheus: Prometheus, namespace: str, service: str, spec: Model
         p95=_by_version(found[5]),
         error_ratio=_by_version(found[6]),
         slow_ratio=_by_version(found[7]),
+        effective_weight=_by_version(found[8]),
     )
 
 

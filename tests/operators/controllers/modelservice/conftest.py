@@ -57,10 +57,12 @@ class Traffic:
         }
         self.within: dict[tuple[str, float], float] = defaultdict(float)
         self.in_flight: float | None = 1.0
+        self.effective: dict[str, float] = {}
         self.down = False
         self.rate = 40.0
 
     def flow(self, route: dict[str, Any], seconds: float) -> None:
+        self.effective = {entry["version"]: float(entry["weight"]) for entry in route["versions"]}
         for entry in route["versions"]:
             version, share = entry["version"], entry["weight"] / 100
             how = self.behaviour[version]
@@ -101,6 +103,8 @@ class Traffic:
                 _vector(value, **dict(zip(("candidate", "model", "agreed"), key.split("/"), strict=True)))
                 for key, value in self.counts["shadow"].items()
             ]
+        if query == gateway_metrics.effective_weight_query(NAMESPACE, SERVICE):
+            return [_vector(value, version=version, protocol="grpc") for version, value in self.effective.items()]
         if query.startswith("sum(avg_over_time"):
             return [] if self.in_flight is None else [_vector(self.in_flight)]
         return []

@@ -30,6 +30,32 @@ async def test_nothing_is_routed_before_a_replica_is_ready(world):
     assert (await world.condition("Ready"))["reason"] == "WaitingForReplicas"
 
 
+async def test_replicas_that_the_gateway_does_not_know_yet_do_not_make_a_service_ready(world):
+    await world.add_version("v1")
+    await world.ask("v1")
+    await world.reconcile()
+    await world.settle_replicas()
+    for _ in range(3):
+        await world.clock.advance(2)
+        await world.reconcile()
+    assert (await world.condition("Ready"))["reason"] == "WaitingForGateway"
+    await world.run(3)
+    assert (await world.condition("Ready"))["reason"] == "Routable"
+    # A gateway that restarts says nothing for a while, and its Envoys go on serving.
+    world.traffic.rate, world.traffic.effective = 0.0, {}
+    await world.clock.advance(2)
+    await world.reconcile()
+    assert (await world.condition("Ready"))["status"] == "True"
+
+
+async def test_without_metrics_the_replicas_word_is_enough(world):
+    world.traffic.down = True
+    await world.add_version("v1")
+    await world.ask("v1")
+    await world.run(4)
+    assert (await world.condition("Ready"))["status"] == "True"
+
+
 async def test_a_good_candidate_is_promoted_step_by_step(serving):
     await serving.add_version("v2")
     await serving.ask("v2")
