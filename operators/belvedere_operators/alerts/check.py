@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -15,17 +16,20 @@ from belvedere_platform.resources import ModelService
 from belvedere_platform.store import Manifest
 
 
-async def check(directory: Path) -> int:
-    """Return how many ModelServices were checked. Raises InvalidInput with what promtool says."""
-    count = 0
-    for file in sorted(directory.rglob("*.yaml")):
-        for manifest in yaml.safe_load_all(file.read_text()):
-            if manifest and manifest.get("kind") == "ModelService":
-                await check_rules(rule_file(rules_for(manifest)))
-                count += 1
-    if not count:
+def model_services(directory: Path) -> list[Manifest]:
+    """Return the ModelServices of all YAML files below a directory. Raises NotFound when there are none."""
+    files = sorted(directory.rglob("*.yaml"))
+    manifests = [manifest for file in files for manifest in yaml.safe_load_all(file.read_text()) if manifest]
+    found = [manifest for manifest in manifests if manifest.get("kind") == "ModelService"]
+    if not found:
         raise NotFound(f"{directory} has no ModelService to check")
-    return count
+    return found
+
+
+async def check(services: Sequence[Manifest]) -> None:
+    """Have promtool check the rules of each. Raises InvalidInput with what it says."""
+    for service in services:
+        await check_rules(rule_file(rules_for(service)))
 
 
 def rules_for(manifest: Manifest) -> Manifest:
@@ -37,8 +41,8 @@ def rules_for(manifest: Manifest) -> Manifest:
 
 if __name__ == "__main__":
     try:
-        print(
-            f"promtool accepts the rules of {asyncio.run(check(Path(*sys.argv[1:] or ['deploy/examples'])))} ModelServices"
-        )
+        examples = model_services(Path(*sys.argv[1:] or ["deploy/examples"]))
+        asyncio.run(check(examples))
     except BelvedereError as error:
         sys.exit(str(error))
+    print(f"promtool accepts the rules of {len(examples)} ModelServices")
