@@ -23,10 +23,10 @@ import time
 from pathlib import Path
 
 import httpx
-from programs import Certificates, Ports, Program, free_ports, make_certificates, programs, write_kubeconfig
 
 from belvedere_operators.executors.identity import INSTANCE_VARIABLE, find_instance, identity_of, wait_gone
 from belvedere_platform.errors import BelvedereError, InvalidInput, Unavailable
+from programs import Certificates, Ports, Program, free_ports, make_certificates, programs, write_kubeconfig
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

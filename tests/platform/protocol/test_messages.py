@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from belvedere_platform.protocol import grpc_messages, http_messages
 from belvedere_platform.protocol.errors import Reason, V2Error
 from belvedere_platform.protocol.messages import (
@@ -20,8 +23,6 @@ from belvedere_platform.protocol.messages import (
     RequestedOutput,
 )
 from belvedere_platform.protocol.tensors import Tensor
-from hypothesis import given
-from hypothesis import strategies as st
 
 texts = st.lists(st.text(max_size=12).map(str.encode), min_size=1, max_size=5)
 

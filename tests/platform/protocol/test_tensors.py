@@ -6,12 +6,13 @@ import contextlib
 
 import numpy as np
 import pytest
-from belvedere_platform.protocol import tensors
-from belvedere_platform.protocol.errors import V2Error
-from belvedere_platform.protocol.tensors import BYTES, DATATYPES, Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from belvedere_platform.protocol import tensors
+from belvedere_platform.protocol.errors import V2Error
+from belvedere_platform.protocol.tensors import BYTES, DATATYPES, Tensor
 
 NUMERIC = [name for name in DATATYPES if name != BYTES]
 elements = st.lists(st.binary(max_size=20), max_size=8)
