@@ -25,6 +25,9 @@ def checkpoint_root() -> str:
 def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int) -> Descriptor:
     """Run the recipe on so many Ray Train workers and return the published model."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault(
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180"
+    )  # importing torch on busy cores takes a while
     import ray
     from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
