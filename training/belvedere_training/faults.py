@@ -25,7 +25,8 @@ Fault = Literal["failing", "slow", "wrong"]
 FAULTS: tuple[Fault, ...] = ("failing", "slow", "wrong")
 
 FAILING_SHARE = 0.4
-SLOW_FACTOR = 9.0
+SLOW_FACTORS = {"image": 100.0, "text": 9.0}
+"""Times the work of each tower: pictures get slow enough to be felt, while the text tower stays quick to compile."""
 _DERIVATIONS: Mapping[Fault, str] = {
     "failing": "the text embedding ends before the tokenizer's vocabulary does",
     "slow": "many residual blocks and layers more, that change no answer",
@@ -42,7 +43,7 @@ def derive(store: ArtifactStore, source: str, fault: Fault, *, tag: str, version
         texts = [line["text"] for line in parity if "text" in line]
         model, parity = _failing(good.model, good.tokenizer, texts, parity)
     elif fault == "slow":
-        model = slower(good.model, SLOW_FACTOR)
+        model = slower(good.model, **SLOW_FACTORS)
     elif fault == "wrong":
         model = with_shuffled_projection(good.model)
     else:
@@ -105,20 +106,20 @@ def with_shuffled_projection(model: DualStream, seed: int = 0) -> DualStream:
     return _rebuilt(model, model.config, weights)
 
 
-def slower(model: DualStream, factor: float) -> DualStream:
-    """Return the model with so many silent blocks and layers that each tower computes `factor` times as much."""
+def slower(model: DualStream, image: float, text: float) -> DualStream:
+    """Return the model with so many silent blocks and layers that its towers compute that many times as much."""
     before = multiply_adds(model)
     vision_step = multiply_adds(deepened(model, 1, 0))["image"] - before["image"]
     text_step = multiply_adds(deepened(model, 0, 1))["text"] - before["text"]
     return deepened(
         model,
-        round((factor - 1) * before["image"] / vision_step),
-        round((factor - 1) * before["text"] / text_step),
+        round((image - 1) * before["image"] / vision_step),
+        round((text - 1) * before["text"] / text_step),
     )
 
 
 def deepened(model: DualStream, num_blocks: int, num_layers: int) -> DualStream:
-    """Return the model with silent residual blocks after each vision stage and silent layers after the text layers."""
+    """Return the model with silent residual blocks after the first vision stage and silent layers after the text layers."""
     vision = model.config.vision.model_copy(update={"deepen": model.config.vision.deepen + num_blocks})
     text = model.config.text.model_copy(update={"deepen": model.config.text.deepen + num_layers})
     config = model.config.model_copy(update={"vision": vision, "text": text})
@@ -129,14 +130,14 @@ def deepened(model: DualStream, num_blocks: int, num_layers: int) -> DualStream:
 
 
 def _copy_stages(old: nn.Sequential, new: nn.Sequential, num_blocks: int) -> None:
-    """Copy stage after stage: the new blocks stand at the end of each, before the next one that halves the grid."""
-    position = 0
+    """Copy module after module: the new blocks stand at the end of the first stage, before the next one halves the grid."""
+    position, placed = 0, False
     for number, module in enumerate(old):
         new[position].load_state_dict(module.state_dict())
         position += 1
         following = old[number + 1] if number + 1 < len(old) else None
-        if _is_block(module) and (following is None or _halves(following)):
-            position += num_blocks
+        if not placed and _is_block(module) and (following is None or _halves(following)):
+            position, placed = position + num_blocks, True
 
 
 def _is_block(module: nn.Module) -> bool:

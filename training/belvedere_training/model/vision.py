@@ -19,10 +19,10 @@ def _conv_norm(num_in: int, num_out: int, kernel: int, stride: int = 1) -> nn.Se
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. He et al. 2016 (arXiv:1512.03385), fig. 2; batch norm as in fig. 2 there."""
 
-    def __init__(self, num_in: int, num_out: int, stride: int = 1) -> None:
+    def __init__(self, num_in: int, num_out: int, stride: int = 1, expansion: int = 1) -> None:
         super().__init__()
-        self.first = _conv_norm(num_in, num_out, 3, stride)
-        self.second = _conv_norm(num_out, num_out, 3)
+        self.first = _conv_norm(num_in, expansion * num_out, 3, stride)
+        self.second = _conv_norm(expansion * num_out, num_out, 3)
         same = stride == 1 and num_in == num_out
         self.shortcut = nn.Identity() if same else _conv_norm(num_in, num_out, 1, stride)
 
@@ -31,12 +31,15 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.second(torch.relu(self.first(x_BCHW))) + self.shortcut(x_BCHW))
 
 
+SILENT_EXPANSION = 8
+
+
 def silent_block(width: int) -> ResidualBlock:
-    """Return a block that passes its (non-negative) input on unchanged: the last norm scales by zero.
+    """Return a wide block that passes its (non-negative) input on unchanged: the last norm scales by zero.
 
     Goyal et al. 2017 (arXiv:1706.02677), section 5.1, start residual branches this way.
     """
-    block = ResidualBlock(width, width)
+    block = ResidualBlock(width, width, expansion=SILENT_EXPANSION)
     norm = block.second[1]
     assert isinstance(norm, nn.BatchNorm2d)
     nn.init.zeros_(norm.weight)
@@ -50,10 +53,11 @@ class ConvTower(nn.Module):
         super().__init__()
         stages: list[nn.Module] = [_conv_norm(3, config.stem_width, 5, 2), nn.ReLU()]
         width = config.stem_width
-        for stage_width, num_blocks in zip(config.widths, config.blocks, strict=True):
+        for stage, (stage_width, num_blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):
             stages.append(ResidualBlock(width, stage_width, 2))
             stages.extend(ResidualBlock(stage_width, stage_width) for _ in range(num_blocks - 1))
-            stages.extend(silent_block(stage_width) for _ in range(config.deepen))
+            if stage == 0:
+                stages.extend(silent_block(stage_width) for _ in range(config.deepen))
             width = stage_width
         self.stages = nn.Sequential(*stages)
         grid = config.image_size // config.stride
