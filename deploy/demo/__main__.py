@@ -21,7 +21,8 @@ from belvedere_platform.store import connect
 from control import Control
 from narration import Narrator
 from report import write_report
-from story import CHAPTERS, Demo
+from stage import Demo
+from story import CHAPTERS
 from timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[2]

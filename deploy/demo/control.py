@@ -34,6 +34,11 @@ def is_true(manifest: Manifest, kind: str) -> bool:
     )
 
 
+def engine_refused(engine: Manifest) -> bool:
+    """Whether an engine was built and refused, or could not be built."""
+    return condition(engine, "Ready").get("reason") in ("ParityFailed", "LatencyBudgetExceeded", "BuildFailed")
+
+
 @dataclass(kw_only=True)
 class Control:
     """One embedded control plane in one home directory."""
@@ -83,20 +88,41 @@ class Control:
     ) -> Manifest:
         """Show an object until it is as wished. Raises Rejected when it failed, Unavailable when it took too long."""
         with self.narrator.live() as line:
-            deadline = asyncio.get_running_loop().time() + timeout_seconds
-            while True:
-                manifest = await self.get(kind, name)
-                if manifest is not None:
-                    line.show(f"{self.narrator.elapsed():5.0f} s  {render(manifest)}")
-                    if until(manifest):
-                        return manifest
-                    if failed is not None and failed(manifest):
-                        raise Rejected(f"{kind.kind} {name} failed: {explain(manifest)}")
-                if asyncio.get_running_loop().time() > deadline:
-                    raise Unavailable(
-                        f"{kind.kind} {name} was not ready within {timeout_seconds:.0f} s: {explain(manifest)}"
-                    )
-                await asyncio.sleep(0.25)
+            return await self.wait(
+                kind,
+                name,
+                until,
+                failed=failed,
+                timeout_seconds=timeout_seconds,
+                seen=lambda manifest: line.show(f"{self.narrator.elapsed():5.0f} s  {render(manifest)}"),
+            )
+
+    async def wait(
+        self,
+        kind: Kind,
+        name: str,
+        until: Until,
+        *,
+        failed: Until | None = None,
+        timeout_seconds: float,
+        seen: Callable[[Manifest], None] | None = None,
+    ) -> Manifest:
+        """Wait until an object is as wished. Raises Rejected when it failed, Unavailable when it took too long."""
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        while True:
+            manifest = await self.get(kind, name)
+            if manifest is not None:
+                if seen is not None:
+                    seen(manifest)
+                if until(manifest):
+                    return manifest
+                if failed is not None and failed(manifest):
+                    raise Rejected(f"{kind.kind} {name} failed: {explain(manifest)}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unavailable(
+                    f"{kind.kind} {name} was not ready within {timeout_seconds:.0f} s: {explain(manifest)}"
+                )
+            await asyncio.sleep(0.25)
 
 
 def explain(manifest: Manifest | None) -> str:

@@ -20,7 +20,7 @@ from benchmark import demo_results, write_benchmark
 
 if TYPE_CHECKING:
     from narration import Narrator
-    from story import Demo
+    from stage import Demo
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2rem auto;padding:0 1rem;color:#1d2733}
@@ -133,14 +133,9 @@ def _training_chart(versions: list[dict[str, Any]]) -> str:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2))
     for version in versions:
         curves = version["curves"]
-        left.plot([p["pairs"] for p in curves["steps"]], [p["loss"] for p in curves["steps"]], label=version["name"])
-        points = [p for p in curves["evaluations"] if "heldout_style_en_r1" in p["metrics"]]
-        right.plot(
-            [p["pairs"] for p in points],
-            [p["metrics"]["heldout_style_en_r1"] for p in points],
-            marker="o",
-            label=version["name"],
-        )
+        left.plot(*zip(*curves["loss"], strict=True), label=version["name"])
+        points = [(p["pairs"], p["heldout_style_en_r1"]) for p in curves["recall"]]
+        right.plot(*zip(*points, strict=True), marker="o", label=version["name"])
     left.set(xlabel="image-text pairs", ylabel="loss", title="contrastive loss")
     right.set(xlabel="image-text pairs", ylabel="recall@1", title="text → picture, a drawing style never seen")
     left.legend(frameon=False)

@@ -6,62 +6,25 @@ Everything is asked for by applying the files of deploy/examples/quickstart; not
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from belvedere_platform.artifacts import ArtifactStore
-from belvedere_platform.errors import Rejected, Unavailable
+from belvedere_platform.errors import Unavailable
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_SERVICE, MODEL_VERSION, TRAINING_RUN
 from contact_sheet import make as make_contact_sheet
-from control import Control, condition, is_true
-from samples import Sample, read_split, write_traffic_samples
-from timeline import Timeline, requests_between, seconds_between
+from control import condition, engine_refused, is_true
+from rollouts import roll_out_faulty, roll_out_good
+from samples import read_split, write_traffic_samples
+from stage import SERVICE, Demo, service_line
+from timeline import requests_between
 
-QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
-SERVICE = "emoji"
-STEADY_RATE = 60
+STEADY_RATE = 90
 LOAD_CLIENTS = 24
-
-
-@dataclass(kw_only=True)
-class Demo:
-    """What the chapters share."""
-
-    control: Control
-    artifacts: ArtifactStore
-    output: Path
-    address: str
-    quick: bool
-    traffic: asyncio.subprocess.Process | None = None
-    timeline: Timeline
-    samples: list[Sample] = field(default_factory=list)
-    report: dict[str, Any] = field(
-        default_factory=lambda: {"versions": [], "engines": [], "rollouts": [], "scaling": []}
-    )
-
-    @property
-    def requests_file(self) -> Path:
-        return self.output / "requests.jsonl"
-
-    def apply(self, file: str) -> None:
-        """Apply a file of the quickstart; with a quick budget its twin in quick/, where there is one."""
-        quick = QUICKSTART / "quick" / file
-        self.control.run(
-            "apply", "-f", str((quick if self.quick and quick.exists() else QUICKSTART / file).relative_to(Path.cwd()))
-        )
-
-    async def send(self, command: str) -> None:
-        """Tell the traffic generator what to do."""
-        assert self.traffic is not None
-        assert self.traffic.stdin is not None
-        self.traffic.stdin.write(f"{command}\n".encode())
-        await self.traffic.stdin.drain()
 
 
 async def build_data(demo: Demo) -> None:
@@ -161,8 +124,6 @@ def nested_metrics(flat: dict[str, float]) -> dict[str, Any]:
 
 
 def _curves(demo: Demo, digest: str) -> Any:
-    import json
-
     return json.loads(demo.artifacts.read(digest, "curves.json"))
 
 
@@ -175,9 +136,7 @@ async def compile_engines(demo: Demo) -> None:
             f"emoji-clip-v1-onnxruntime-{precision}",
             lambda engine: is_true(engine, "Ready"),
             lambda engine: f"{engine['metadata']['name']}: {condition(engine, 'Ready').get('reason', 'Pending')}",
-            failed=lambda engine: (
-                condition(engine, "Ready").get("reason") in ("ParityFailed", "LatencyBudgetExceeded", "BuildFailed")
-            ),
+            failed=engine_refused,
             timeout_seconds=300,
         )
         for model, parity in sorted(engine["status"]["parity"].items()):
@@ -204,7 +163,7 @@ async def serve(demo: Demo) -> None:
     """Chapter 4: a ModelService behind the gateway; a search over the pictures through unmodified clients."""
     demo.apply("04-service.yaml")
     await demo.control.follow(
-        MODEL_SERVICE, SERVICE, lambda service: is_true(service, "Ready"), _service_line, timeout_seconds=180
+        MODEL_SERVICE, SERVICE, lambda service: is_true(service, "Ready"), service_line, timeout_seconds=180
     )
     await gateway_answers(demo.address)
     gallery = demo.samples[:300] if demo.quick else demo.samples
@@ -231,125 +190,6 @@ async def gateway_answers(address: str, timeout_seconds: float = 60) -> None:
             if time.monotonic() > deadline:
                 raise Unavailable(f"the gateway at {address} did not serve within {timeout_seconds:.0f} s: {said}")
             await asyncio.sleep(0.25)
-
-
-def _service_line(service: Manifest) -> str:
-    status = service.get("status", {})
-    stable, candidate, rollout = status.get("stable") or {}, status.get("candidate") or {}, status.get("rollout") or {}
-    line = f"stable {stable.get('version', '-')}"
-    if candidate:
-        line += f"  candidate {candidate['version']} {candidate.get('desiredWeight') or 0} %"
-    if rollout.get("phase"):
-        line += f"  {rollout['phase']}"
-    if (status.get("evidence") or {}).get("line"):
-        line += f"  {status['evidence']['line']}"
-    return (
-        line
-        if stable or candidate
-        else f"{condition(service, 'Ready').get('reason', 'Pending')}: {condition(service, 'Ready').get('message', '')}"
-    )
-
-
-async def roll_out(demo: Demo, file: str, candidate: str, *, fault: str | None) -> None:
-    """Chapters 5 and 6: ask for a version, watch what the judge does with it."""
-    begin = time.time()
-    demo.apply(file)
-    ended = ("Promoted", "Aborted")
-    service = await demo.control.follow(
-        MODEL_SERVICE,
-        SERVICE,
-        lambda service: _rollout(service).get("candidate") == candidate and _rollout(service).get("phase") in ended,
-        _service_line,
-        failed=lambda service: (
-            _rollout(service).get("candidate") == candidate
-            and condition(service, "EngineReady").get("reason") in ("ParityFailed", "BuildFailed")
-        ),
-        timeout_seconds=420,
-    )
-    await _settle(demo, fault is not None)
-    outcome = _rollout(service)["phase"]
-    record = rollout_record(demo, _rollout(service), candidate, fault, begin)
-    demo.report["rollouts"].append(record)
-    narrator = demo.control.narrator
-    for decision in demo.timeline.decided(candidate):
-        narrator.say(f"  {decision['time'][11:19]}  {decision['decision']:<10} {decision['reason']}")
-    narrator.say(
-        f"  {candidate}: {outcome.lower()} after {record['seconds_to_decision']:.0f} s, first signal {record['first_signal']}; "
-        f"clients saw {record['client_errors']} errors in {record['client_requests']} requests"
-    )
-    if outcome != ("Aborted" if fault else "Promoted"):
-        raise Rejected(
-            f"{candidate} should have been {'reverted' if fault else 'promoted'}, but was {outcome.lower()}: {_rollout(service)}"
-        )
-
-
-async def _settle(demo: Demo, expect_alert: bool) -> None:
-    """Let the last answers and a late alert arrive before the record is drawn up."""
-    await asyncio.sleep(6 if expect_alert else 2)
-
-
-def _rollout(service: Manifest) -> dict[str, Any]:
-    return service.get("status", {}).get("rollout") or {}
-
-
-def rollout_record(
-    demo: Demo, state: dict[str, Any], candidate: str, fault: str | None, begin: float
-) -> dict[str, Any]:
-    """Draw up what the report says of one rollout."""
-    decisions = demo.timeline.decided(candidate)
-    clients = requests_between(demo.requests_file, begin, time.time())
-    samples = [s for s in demo.timeline.samples if s["time"] >= begin]
-    mine = [r for r in clients if r["version"] == candidate]
-    last = next((d for d in reversed(decisions) if d["decision"] in ("Abort", "Promote")), None)
-    errors = [r for r in clients if "error" in r]
-    first_weight = state.get("firstWeightTime")
-    return {
-        "candidate": candidate,
-        "fault": fault,
-        "outcome": state["phase"],
-        "seconds_to_decision": seconds_between(first_weight, state["completionTime"]) if first_weight else None,
-        "candidate_requests": len(mine),
-        "candidate_errors": sum("error" in r for r in mine),
-        "client_requests": len(clients),
-        "client_errors": len(errors),
-        "client_errors_outside_candidate": sum(r["version"] != candidate for r in errors),
-        "error_samples": sorted({str(r["error"])[:200] for r in errors})[:5],
-        "first_signal": last["signal"] if last else None,
-        "signals": _signals(decisions),
-        "steps": [d for d in decisions if d["decision"] == "SetWeight"],
-        "decisions": decisions,
-        "begin": begin,
-        "end": time.time(),
-        "largest_weight": max((s["weight"] for s in samples if s["candidate"] == candidate), default=0),
-    }
-
-
-def _signals(decisions: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Return every signal that spoke about the candidate with the time it was first heard, in order."""
-    first: dict[str, str] = {}
-    for decision in decisions:
-        if decision.get("signal"):
-            first.setdefault(decision["signal"], decision["time"])
-    return [{"signal": signal, "time": at} for signal, at in sorted(first.items(), key=lambda item: item[1])]
-
-
-async def make_faulty(demo: Demo, fault: str) -> str:
-    """Derive a bad version from the good one and import it with its evaluation waived. Returns its name."""
-    version, tag = f"emoji-clip-v3-{fault}", f"imports/emoji-clip-v3-{fault}"
-    demo.control.run("train", "derive", "--from", "models/emoji-clip-v2", "--fault", fault, "--tag", tag)
-    demo.control.run(
-        "model",
-        "import",
-        "--from",
-        tag,
-        "--name",
-        version,
-        "--model",
-        "emoji-clip",
-        "--waive-evaluation",
-        f"demonstration of a {fault} version",
-    )
-    return version
 
 
 async def scale(demo: Demo) -> None:
@@ -407,17 +247,9 @@ CHAPTERS: tuple[Chapter, ...] = (
     ("Compile: ONNX Runtime engines, checked against torch", compile_engines),
     ("Serve version 1", serve),
     ("Train version 2, from version 1", lambda demo: train(demo, "05-train-v2.yaml", "emoji-clip-v2")),
-    (
-        "Roll out version 2 under traffic",
-        lambda demo: roll_out(demo, "06-rollout-v2.yaml", "emoji-clip-v2", fault=None),
-    ),
+    ("Roll out version 2 under traffic", lambda demo: roll_out_good(demo)),
     ("A bad version 3: it fails", lambda demo: roll_out_faulty(demo, "07-rollout-failing.yaml", "failing")),
     ("A bad version 3: it is slow", lambda demo: roll_out_faulty(demo, "08-rollout-slow.yaml", "slow")),
     ("A bad version 3: it is wrong", lambda demo: roll_out_faulty(demo, "09-rollout-wrong.yaml", "wrong")),
     ("Load rises and falls", scale),
 )
-
-
-async def roll_out_faulty(demo: Demo, file: str, fault: str) -> None:
-    """Derive, import, and ask for it."""
-    await roll_out(demo, file, await make_faulty(demo, fault), fault=fault)

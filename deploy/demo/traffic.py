@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -79,13 +80,17 @@ class Clients:
 
 
 def _version_of(error: BaseException) -> str:
-    """Read the version from the answer's metadata; tritonclient keeps the gRPC error as the context of its own."""
+    """Read the version from the answer's metadata, or from what the server said.
+
+    tritonclient keeps the gRPC error as the context of its own; of an HTTP error it keeps the text alone.
+    """
     for source in (error, error.__context__, error.__cause__):
         for method in ("initial_metadata", "trailing_metadata"):
             for key, value in getattr(source, method, lambda: ())() or ():
                 if key == "belvedere-version":
                     return str(value)
-    return ""
+    said = re.search(r"model '\w+' of (\S+) failed", str(error))
+    return said.group(1) if said else ""
 
 
 class Generator:

@@ -79,7 +79,7 @@ def test_slow_computes_much_more_for_the_same_answers(store: ArtifactStore, good
     assert torch.equal(slow.model.embed_text(tokens), good.model.embed_text(tokens))
     before, after = multiply_adds(good.model), multiply_adds(slow.model)
     assert 85 < after["image"] / before["image"] < 115
-    assert 7 < after["text"] / before["text"] < 11
+    assert 2 < after["text"] / before["text"] < 4
 
 
 def test_wrong_answers_quickly_with_unit_vectors_of_nothing(store: ArtifactStore, good: LoadedModel) -> None:

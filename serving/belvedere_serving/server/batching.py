@@ -50,11 +50,13 @@ class Batcher:
         policy: BatchPolicy,
         metrics: ServerMetrics,
         *,
+        version: str = "",
         lane: asyncio.Lock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`lane`: held while the engine runs; models that share an engine's thread share it."""
+        """`version`: named when an input fails; `lane`: held while the engine runs, models of one thread share it."""
         self._name = name
+        self._version = version
         self._run_engine = run
         self._policy = policy
         self._metrics = metrics
@@ -198,7 +200,9 @@ class Batcher:
             return
         log.warning("engine failed", extra={"model": self._name, "error": str(error)[:512]})
         if not batch[0].answer.done():
-            message = f"model '{self._name}' failed on this input: {str(error)[:256]}"
+            # During a rollout two versions answer at one address: whoever reads the error must know which one it was.
+            whose = f" of {self._version}" if self._version else ""
+            message = f"model '{self._name}'{whose} failed on this input: {str(error)[:256]}"
             batch[0].answer.set_exception(V2Error(Reason.INTERNAL, message))
 
     def _answer(self, entry: _Entry, outputs: Array) -> None:

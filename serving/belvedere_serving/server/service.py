@@ -164,7 +164,9 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
             metadata=embedding_metadata(tower, config.version, PLATFORM, engine.runtime.dimension(tower)),
             version=config.version,
             preprocess=preprocess,
-            batcher=Batcher(tower, on_thread(engine.runtime, tower, working), policy, metrics, lane=lane),
+            batcher=Batcher(
+                tower, on_thread(engine.runtime, tower, working), policy, metrics, version=config.version, lane=lane
+            ),
             metrics=metrics,
             max_rows=config.max_rows_a_request,
             preparing=executor,

@@ -27,7 +27,9 @@ class VisionConfig(_Settings):
     )
     blocks: tuple[int, ...] = (1, 1, 1)
     pooled_width: Annotated[int, Field(ge=8)] = 192
-    deepen: Annotated[int, Field(ge=0, description="extra wide residual blocks after the first stage, that add nothing when new")] = 0
+    deepen: Annotated[
+        int, Field(ge=0, description="extra wide residual blocks after the first stage, that add nothing when new")
+    ] = 0
 
     @model_validator(mode="after")
     def _one_count_a_stage(self) -> Self:
