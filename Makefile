@@ -13,8 +13,8 @@ help: ## list the targets
 setup: ## virtual environment, Prometheus, Alertmanager (cached in ~/.cache/belvedere)
 	@deploy/setup/setup.sh
 
-demo: setup ## the whole loop on real pictures: data, train, compile, serve, roll out, revert, scale, report (QUICK=1, KEEP=1)
-	@python deploy/demo $(if $(QUICK),--quick) $(if $(KEEP),--keep)
+demo: setup ## the whole loop on real pictures: data, train, compile, serve, roll out, revert, scale, report (QUICK=1, KEEP=1, CHAOS=1)
+	@python deploy/demo $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(if $(CHAOS),--chaos)
 
 down: ## stop what `make demo KEEP=1` left running
 	@belvedere down --home build/demo/home
@@ -41,7 +41,7 @@ format: ## format the code
 bench: bench-demo ## every benchmark
 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
-	@python deploy/demo --bench build/bench/demo.json
+	@python deploy/demo --chaos --bench build/bench/demo.json
 
 control-plane: setup ## a real Kubernetes API server on loopback (built once, then cached); prints its kubeconfig
 	@deploy/cluster/build.sh && python deploy/cluster/control_plane.py up

@@ -58,6 +58,7 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
     }
     os.environ.update(environment)
     started = False
+    demo: Demo | None = None
     traffic = None
     recorder: asyncio.Task[None] | None = None
     store = None
@@ -73,6 +74,7 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
             output=output,
             address=f"127.0.0.1:{options.port}",
             quick=options.quick,
+            chaos=options.chaos,
             timeline=Timeline(store=store, name="emoji"),
         )
         recorder = asyncio.create_task(demo.timeline.record())
@@ -86,10 +88,11 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
         with narrator.chapter("Report"):
             write_report(demo, narrator, options.bench)
     finally:
-        if recorder is not None:
-            recorder.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await recorder
+        for task in (recorder, *(demo.faulty.values() if demo is not None else ())):
+            if task is not None and not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if traffic is not None and traffic.returncode is None:
             assert traffic.stdin is not None
             traffic.stdin.close()

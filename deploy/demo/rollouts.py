@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from typing import Any
 
+from belvedere_operators.controlplane.installation import load_installation
+from belvedere_operators.executors.identity import snapshot
+from belvedere_operators.executors.process import Running
 from belvedere_platform.errors import Rejected
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, MODEL_SERVICE
@@ -165,4 +169,37 @@ async def roll_out_faulty(demo: Demo, file: str, fault: str) -> None:
 async def roll_out_good(demo: Demo) -> None:
     """Replace version 1 by version 2; whoever makes the bad versions begins meanwhile."""
     prepare_faulty(demo)
+    accident = asyncio.create_task(kill_control_plane(demo)) if demo.chaos else None
     await roll_out(demo, "06-rollout-v2.yaml", "emoji-clip-v2", fault=None)
+    if accident is not None:
+        await accident
+
+
+async def kill_control_plane(demo: Demo) -> None:
+    """Kill the control plane with SIGKILL when the candidate has weight, and bring it back: nothing else may notice."""
+    while True:
+        service = await demo.control.get(MODEL_SERVICE, SERVICE)
+        candidate = (service or {}).get("status", {}).get("candidate") or {}
+        if candidate.get("desiredWeight"):
+            break
+        await asyncio.sleep(0.1)
+    installation = load_installation(demo.control.home)
+    assert installation is not None, f"{demo.control.home} has no installation"
+    supervisor = installation.operator_slot().observe()
+    assert isinstance(supervisor, Running), f"the control plane does not run: {supervisor}"
+    evidence = service["status"].get("evidence") or {} if service else {}
+    for entry in snapshot().values():
+        if entry.parent == supervisor.identity.pid:
+            entry.identity.send(signal.SIGKILL)
+    begin = time.time()
+    await asyncio.sleep(3)
+    demo.control.run("up", "--home", str(demo.control.home), quiet=True)
+    back = time.time()
+    clients = requests_between(demo.requests_file, begin, back)
+    demo.report["control_plane_killed"] = {
+        "at_weight": candidate["desiredWeight"],
+        "evidence_before": evidence.get("line"),
+        "seconds_away": round(back - begin, 1),
+        "client_requests_meanwhile": len(clients),
+        "client_errors_meanwhile": sum("error" in r for r in clients),
+    }

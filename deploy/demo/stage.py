@@ -26,6 +26,8 @@ class Demo:
     output: Path
     address: str
     quick: bool
+    chaos: bool = False
+    """Kill the control plane in the middle of the good rollout."""
     traffic: asyncio.subprocess.Process | None = None
     timeline: Timeline
     samples: list[Sample] = field(default_factory=list)
