@@ -92,7 +92,7 @@ class TrainingRunSpec(Part):
         Name | None, Field(description="name of the ModelVersion published; the run's own name by default")
     ] = None
     recipe: Literal["contrastive"] = "contrastive"
-    size: Literal["nano", "small", "base", "large"] = "nano"
+    size: Literal["nano", "small"] = "nano"
     data: TrainingData
     optimization: Optimization
     initialize_from: InitializeFrom | None = None
