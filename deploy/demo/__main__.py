@@ -39,6 +39,11 @@ def arguments() -> argparse.Namespace:
         help="leave everything running at the end (make demo KEEP=1); `make down` stops it",
     )
     parser.add_argument(
+        "--chaos",
+        action="store_true",
+        help="kill the control plane in the middle of the good rollout, and bring it back (make demo CHAOS=1)",
+    )
+    parser.add_argument(
         "--output", type=Path, default=ROOT / "build" / "demo", help="where the report and the state go"
     )
     parser.add_argument("--port", type=int, default=8080, help="port of the gateway")
