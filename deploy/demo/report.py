@@ -41,7 +41,8 @@ def write_report(demo: Demo, narrator: Narrator, bench: Path | None) -> None:
     report["rss_control_plane_mib"] = control_plane_rss_mib(demo)
     (demo.output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
     (demo.output / "report.html").write_text(render(demo))
-    demo.control.run("get", "modelservices,modelversions,engines,trainingruns")
+    for kind in ("trainingruns", "modelversions", "engines", "modelservices"):
+        demo.control.run("get", kind)
     if bench is not None:
         write_benchmark(bench, demo_results(report), seconds=report["seconds"])
 

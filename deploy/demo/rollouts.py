@@ -17,6 +17,7 @@ from control import condition, engine_refused, is_true
 from stage import SERVICE, Demo, service_line
 from timeline import requests_between, seconds_between
 
+STEADY_RATE = 90
 FAULTS = ("failing", "slow", "wrong")
 
 
@@ -168,6 +169,7 @@ async def roll_out_faulty(demo: Demo, file: str, fault: str) -> None:
 
 async def roll_out_good(demo: Demo) -> None:
     """Replace version 1 by version 2; whoever makes the bad versions begins meanwhile."""
+    await demo.send(f"rate {STEADY_RATE}")
     prepare_faulty(demo)
     accident = asyncio.create_task(kill_control_plane(demo)) if demo.chaos else None
     await roll_out(demo, "06-rollout-v2.yaml", "emoji-clip-v2", fault=None)

@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -18,13 +19,12 @@ from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_SERVICE, MODEL_VERSION, TRAINING_RUN
 from contact_sheet import make as make_contact_sheet
 from control import condition, engine_refused, is_true
-from rollouts import roll_out_faulty, roll_out_good
+from rollouts import STEADY_RATE, roll_out_faulty, roll_out_good
 from samples import read_split, write_traffic_samples
 from stage import SERVICE, Demo, service_line
 from timeline import requests_between
 
-STEADY_RATE = 90
-LOAD_CLIENTS = 24
+LOAD_CLIENTS = 40
 
 
 async def build_data(demo: Demo) -> None:
@@ -171,7 +171,6 @@ async def serve(demo: Demo) -> None:
     demo.report["contact_sheet"] = sheet
     for query, hits in sheet["queries"].items():
         demo.control.narrator.say(f"  {query:<28} → {', '.join(hits[:3])}")
-    await demo.send(f"rate {STEADY_RATE}")
 
 
 async def gateway_answers(address: str, timeout_seconds: float = 60) -> None:
@@ -194,8 +193,10 @@ async def gateway_answers(address: str, timeout_seconds: float = 60) -> None:
 
 async def scale(demo: Demo) -> None:
     """Chapter 7: load rises and falls."""
-    begin = time.time()
     narrator = demo.control.narrator
+    # An overload in a busy moment before may have brought a second replica already.
+    await demo.control.follow(MODEL_SERVICE, SERVICE, one_replica, _scaling_line, timeout_seconds=120)
+    begin = time.time()
     await demo.send(f"load {LOAD_CLIENTS}")
     narrator.say(f"  {LOAD_CLIENTS} clients at once")
     await demo.control.follow(
@@ -212,14 +213,18 @@ async def scale(demo: Demo) -> None:
     await demo.control.follow(
         MODEL_SERVICE,
         SERVICE,
-        lambda service: (service["status"].get("replicas") or 0) == 1,
+        one_replica,
         _scaling_line,
         timeout_seconds=240,
     )
     await asyncio.sleep(6)
     end = time.time()
     clients = requests_between(demo.requests_file, begin, end)
-    decisions = [d for d in demo.timeline.decisions.values() if d["decision"] in ("ScaleOut", "ScaleIn")]
+    decisions = [
+        d
+        for d in demo.timeline.decisions.values()
+        if d["decision"] in ("ScaleOut", "ScaleIn") and datetime.fromisoformat(d["time"]).timestamp() >= begin
+    ]
     demo.report["scaling"] = [
         {"decision": d["decision"], "time": d["time"], "signal": d.get("signal"), "reason": d["reason"]}
         for d in sorted(decisions, key=lambda d: d["time"])
@@ -232,6 +237,12 @@ async def scale(demo: Demo) -> None:
     for row in demo.report["scaling"]:
         narrator.say(f"  {row['time'][11:19]}  {row['decision']:<10} {row['reason']}")
     narrator.say(f"  clients saw {demo.report['scaling_clients']['errors']} errors in {len(clients)} requests")
+
+
+def one_replica(service: Manifest) -> bool:
+    """Whether one replica serves and no other is wanted."""
+    status = service["status"]
+    return status.get("replicas") == 1 and (status.get("scaling") or {}).get("desiredReplicas") == 1
 
 
 def _scaling_line(service: Manifest) -> str:

@@ -30,6 +30,9 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     # Ray gives its workers a low priority; here they are what the machine is for, replicas above all.
     "RAY_worker_niceness": "0",
+    # Else Ray starts an idle worker for each logical CPU, just when the first job wants the real ones.
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_worker_prestart": "0",
 }
 
 

@@ -141,14 +141,14 @@ def shadow_requests_query(namespace: str, service: str) -> str:
 
 def request_rate(namespace: str, service: str, window: str, by: Iterable[str] = ("version",)) -> str:
     """Return PromQL for requests a second over a window such as `1m`."""
-    rates = _union(f"rate({selector}[{window}])" for selector in _request_selectors(namespace, service))
+    rates = _union(_per_second(selector, window) for selector in _request_selectors(namespace, service))
     return f"sum by ({', '.join(by)}) ({rates})"
 
 
 def error_rate(namespace: str, service: str, window: str, by: Iterable[str] = ("version",)) -> str:
     """Return PromQL for errors a second over a window, zero where there were none."""
     labels = tuple(by)
-    rates = _union(f"rate({selector}[{window}])" for selector in _error_selectors(namespace, service))
+    rates = _union(_per_second(selector, window) for selector in _error_selectors(namespace, service))
     return f"(sum by ({', '.join(labels)}) ({rates}) or 0 * {request_rate(namespace, service, window, labels)})"
 
 
@@ -165,8 +165,9 @@ def slow_ratio(
     """Return PromQL for the share of the answers of a window that took longer than a threshold, rounded up to a bucket edge."""
     labels = ", ".join(by)
     within = _selector(namespace, service, _edge_label(nearest_edge(threshold_milliseconds)))
-    all_of_them = f"sum by ({labels}) (rate({LATENCY}_count{_selector(namespace, service)}[{window}]))"
-    return f"1 - sum by ({labels}) (rate({LATENCY}_bucket{within}[{window}])) / ({all_of_them} > 0)"
+    answers = _per_second(f"{LATENCY}_count{_selector(namespace, service)}", window)
+    quick = _per_second(f"{LATENCY}_bucket{within}", window)
+    return f"1 - sum by ({labels}) ({quick}) / (sum by ({labels}) ({answers}) > 0)"
 
 
 def latency_quantile(
@@ -191,6 +192,20 @@ def _error_selectors(namespace: str, service: str) -> tuple[str, str]:
         HTTP_ANSWERS + _selector(namespace, service, 'protocol="http"', 'envoy_response_code_class="5"'),
         GRPC_ANSWERS + _selector(namespace, service, f'grpc_status=~"{statuses}"'),
     )
+
+
+def _per_second(selector: str, window: str) -> str:
+    """Return PromQL for a counter's growth a second over a window, as it was counted.
+
+    `rate()` takes the first value of a new series as where it began. Envoy makes a series with its first count, so a candidate
+    that fails from its first request on, and is taken away seconds later, would seem to have failed much less or not at all.
+    Here a series that was not there before the window began at zero. A counter that was reset within it counts as nothing.
+    """
+    return f"(clamp_min({selector} - ({selector} offset {window} or 0 * {selector}), 0) / {_seconds(window)})"
+
+
+def _seconds(window: str) -> int:
+    return int(window[:-1]) * {"s": 1, "m": 60, "h": 3600}[window[-1]]
 
 
 def _union(expressions: Iterable[str]) -> str:
