@@ -148,9 +148,11 @@ def _unless_both(subject: Subject, spec: ModelServiceSpec, share: Share, count: 
 
 
 def _burning(subject: Subject, spec: ModelServiceSpec, share: Share, count: Share, budget: float, version: str) -> str:
+    # Seen within the short window is enough: the judge may have taken the version away before the rules were looked at.
+    seen = window(TIERS[0].short_looks * spec.rollout.interval_seconds)
     only = (
-        f'and on (version) {metrics.IN_FLIGHT}{{namespace="{subject.namespace}",service="{subject.service}",'
-        f'version="{version}"}}'
+        f'and on (version) present_over_time({metrics.IN_FLIGHT}{{namespace="{subject.namespace}",'
+        f'service="{subject.service}",version="{version}"}}[{seen}])'
     )
     tiers: Sequence[str] = [
         _tier(tier, spec.rollout.interval_seconds, share, count, min(LARGEST_SHARE, tier.burn * budget))

@@ -199,9 +199,11 @@ def _per_second(selector: str, window: str) -> str:
 
     `rate()` takes the first value of a new series as where it began. Envoy makes a series with its first count, so a candidate
     that fails from its first request on, and is taken away seconds later, would seem to have failed much less or not at all.
-    Here a series that was not there before the window began at zero. A counter that was reset within it counts as nothing.
+    Here a series that was not there before the window began at zero, and one that has gone since (Envoy drops the counters of
+    a version with its cluster) keeps what it had. A counter that was reset within the window counts what it had before.
     """
-    return f"(clamp_min({selector} - ({selector} offset {window} or 0 * {selector}), 0) / {_seconds(window)})"
+    last = f"max_over_time({selector}[{window}])"
+    return f"(clamp_min({last} - ({selector} offset {window} or 0 * {last}), 0) / {_seconds(window)})"
 
 
 def _seconds(window: str) -> int:

@@ -28,14 +28,20 @@ LABELS = 'namespace="shop",service="search"'
 SUBJECT = Subject(namespace="shop", service="search", stable="v1", candidate="v2")
 
 
-def traffic(version: str, *, requests: int, errors: int = 0, slow: int = 0, start: int = 0) -> list[dict[str, str]]:
-    """Return the series of one version: so many requests a second, of which some fail and some take over 100 ms."""
+def traffic(
+    version: str, *, requests: int, errors: int = 0, slow: int = 0, start: int = 0, seconds: int = 60
+) -> list[dict[str, str]]:
+    """Return the series of one version: so many requests a second, of which some fail and some take over 100 ms.
+
+    They are there from the second `start` on, for so many seconds; a new series begins with its first count.
+    """
     labels = f'{{{LABELS},version="{version}",protocol="http",instance="envoy:1"'
     within = requests - slow
     blank = f"_x{start} " if start else ""
 
     def count(step: int) -> str:
-        return f"{blank}0+{step}x60"
+        first = step if start else 0
+        return f"{blank}{first}+{step}x{seconds - 1}" + (" stale" if seconds < 60 else "")
 
     return [
         {"series": f"{metrics.HTTP_REQUESTS}{labels}}}", "values": count(requests)},
@@ -47,7 +53,7 @@ def traffic(version: str, *, requests: int, errors: int = 0, slow: int = 0, star
         {"series": f"{metrics.LATENCY}_count{labels}}}", "values": count(requests)},
         {"series": f'{metrics.LATENCY}_bucket{labels},le="100"}}', "values": count(within)},
         {"series": f'{metrics.LATENCY}_bucket{labels},le="+Inf"}}', "values": count(requests)},
-        {"series": f"{metrics.IN_FLIGHT}{labels}}}", "values": f"{blank}2+0x60"},
+        {"series": f"{metrics.IN_FLIGHT}{labels}}}", "values": f"{blank}2+0x{seconds - 1}"},
     ]
 
 
@@ -100,6 +106,14 @@ def test_a_failing_candidate_fires_within_ten_seconds_of_its_first_request(firin
     series = [*traffic("v1", requests=18), *traffic("v2", requests=2, errors=1, start=20)]
     assert CANDIDATE_ERRORS not in firing(series, 20)
     assert firing(series, 30) == {WATCHDOG, CANDIDATE_ERRORS}
+
+
+@pytest.mark.parametrize("fault", [{"errors": 4}, {"slow": 12}])
+def test_a_candidate_that_is_gone_in_two_seconds_is_heard_of_afterwards(firing, fault):
+    series = [*traffic("v1", requests=60), *traffic("v2", requests=12, start=20, seconds=2, **fault)]
+    expected = CANDIDATE_ERRORS if "errors" in fault else CANDIDATE_LATENCY
+    assert firing(series, 24) == {WATCHDOG, expected}
+    assert firing(series, 50) == {WATCHDOG}
 
 
 def test_a_slow_candidate_fires_within_ten_seconds_of_its_first_request(firing):
