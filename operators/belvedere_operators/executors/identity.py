@@ -142,12 +142,17 @@ def find_members(mark: str, leader: Identity | None) -> set[Identity]:
 
 
 def find_instance(instance: str) -> set[Identity]:
-    """Return the running processes that carry the id of an installation, except the caller."""
-    return {
-        entry.identity
-        for pid, entry in snapshot().items()
-        if pid != os.getpid() and read_environment(pid, (INSTANCE_VARIABLE,)).get(INSTANCE_VARIABLE) == instance
-    }
+    """Return the running processes of an installation, except the caller: those that carry its id, and what they started.
+
+    Some overwrite their environment (a Ray worker does, to change its title): their parent or session tells whose they are.
+    """
+    entries = snapshot()
+    marks = {pid: read_environment(pid, (INSTANCE_VARIABLE,)).get(INSTANCE_VARIABLE) for pid in entries}
+    carriers = [entry.identity for pid, entry in entries.items() if marks[pid] == instance]
+    found: set[Identity] = set()
+    for leader in (None, *carriers):
+        found |= select_members(entries, marks, mark=instance, leader=leader)
+    return {identity for identity in found if identity.pid != os.getpid()}
 
 
 async def wait_gone(identity: Identity, timeout_seconds: float | None = None) -> bool:
