@@ -129,9 +129,6 @@ def _curves(demo: Demo, digest: str) -> Any:
 
 async def compile_engines(demo: Demo) -> None:
     """Chapter 3: ONNX Runtime engines in fp32 and int8, checked against torch."""
-    if demo.quick:
-        # Its workers take longer to start than a tiny budget takes to train: they may as well start now.
-        demo.apply("05-train-v2.yaml")
     demo.apply("03-engines-v1.yaml")
     for precision in ("fp32", "int8"):
         engine = await demo.control.follow(

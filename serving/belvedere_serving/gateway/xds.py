@@ -97,7 +97,14 @@ class Discovery(ads_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[mi
 
 async def serve_discovery(discovery: Discovery, address: str) -> Any:
     """Start the server. Raises OSError-like RuntimeError from grpc when the port is taken."""
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    options = [
+        ("grpc.so_reuseport", 0),
+        # Envoy pings an idle stream every ten seconds; gRPC would take that for an attack and hang up again and again.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+    server = grpc.aio.server(options=options)
     ads_grpc.add_AggregatedDiscoveryServiceServicer_to_server(discovery, server)
     server.add_insecure_port(address)
     await server.start()
