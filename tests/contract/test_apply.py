@@ -44,8 +44,8 @@ async def test_a_field_left_out_is_removed(store: ObjectStore, config_map: Make)
 
 
 async def test_a_field_left_out_gets_its_default_back(store: ObjectStore, training_run: Make) -> None:
-    await store.apply(training_run(size="base", workers={"max": 4}), field_manager="test")
-    applied = await store.apply(training_run(size="base"), field_manager="test")
+    await store.apply(training_run(size="small", workers={"max": 4}), field_manager="test")
+    applied = await store.apply(training_run(size="small"), field_manager="test")
     assert applied["spec"]["workers"]["max"] == 1
 
 

@@ -16,6 +16,7 @@ from belvedere_platform.store import Manifest, ObjectStore
 from belvedere_platform.store.kinds import LEASE
 
 PATIENCE_SECONDS = 60
+STEP_SECONDS = 0.5
 TIMES = LeaseTimes(lease_seconds=15, renew_seconds=10, retry_seconds=2)
 Candidate = Callable[..., LeaderElection]
 
@@ -85,8 +86,8 @@ async def advance_until(clock: NoticedClock, task: asyncio.Future[Any], seconds:
             await asyncio.wait((task, sleeping), timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             assert task.done() or sleeping.done()
             sleeping.cancel()
-        await clock.advance(0.5)
-        passed += 0.5
+        await clock.advance(STEP_SECONDS)
+        passed += STEP_SECONDS
 
 
 async def holder(store: ObjectStore, namespace: str) -> dict[str, Any]:
@@ -130,7 +131,9 @@ async def test_who_is_silent_is_replaced_and_who_renews_is_not(
     began = clock.monotonic()
     await advance_until(clock, second, 60)
     assert second.done()
-    assert TIMES.lease_seconds - 3 <= clock.monotonic() - began <= TIMES.lease_seconds + 3
+    # It may look just before the last renewal and so see it one look later, and find it expired another look later.
+    longest_pause = TIMES.retry_seconds * 1.2
+    assert TIMES.lease_seconds <= clock.monotonic() - began <= TIMES.lease_seconds + 2 * longest_pause + STEP_SECONDS
     spec = await holder(store, namespace)
     assert (spec["holderIdentity"], spec["leaseTransitions"]) == ("two", 1)
     with pytest.raises(LeadershipLost, match="held by two"):
