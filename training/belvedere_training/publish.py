@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from belvedere_platform.artifacts import ArtifactKind, ArtifactStore, Descriptor
-from belvedere_training.data.corpus import LANGUAGES, Corpus
+from belvedere_training.data.corpus import Corpus
 from belvedere_training.model.dual import DualStream, multiply_adds
 from belvedere_training.model.export import export_towers, preprocessing
 from belvedere_training.model.files import save
@@ -101,9 +101,10 @@ def parity_lines(held_out: Corpus, count: int = NUM_PARITY_PAIRS) -> bytes:
     lines = []
     for number, position in enumerate(spread(len(held_out), count)):
         record = held_out.records[position]
-        text = record["captions"][LANGUAGES[number % len(LANGUAGES)]]
+        languages = sorted(record["captions"])
+        text = record["captions"][languages[number % len(languages)]]
         lines.append({"id": record["id"], "text": text})
-        lines.append({"id": record["id"], "image": base64.b64encode(held_out.pngs[position]).decode()})
+        lines.append({"id": record["id"], "image": base64.b64encode(held_out.png(position)).decode()})
     return _json_lines(lines)
 
 
@@ -123,7 +124,7 @@ def examples(held_out: Corpus) -> dict[str, bytes]:
     for position in spread(len(held_out), NUM_EXAMPLES):
         record = held_out.records[position]
         name = f"{record['id'].lower()}.png"
-        files[f"examples/{name}"] = held_out.pngs[position]
+        files[f"examples/{name}"] = held_out.png(position)
         lines.append({"file": name, "captions": record["captions"]})
     files["examples/captions.jsonl"] = _json_lines(lines)
     return files

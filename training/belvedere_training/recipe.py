@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_training.config import RunConfig, resolve
-from belvedere_training.data.corpus import Corpus, corpus_texts, load_split, pull_dataset
-from belvedere_training.data.manifest import SPLITS
+from belvedere_training.data.corpus import Corpus, corpus_texts, held_out_splits, load_split, pull_dataset
+from belvedere_training.data.loader import mixed
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
 from belvedere_training.model.config import ModelConfig, sized
@@ -23,10 +23,8 @@ from belvedere_training.model.tokenizer import learn
 from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose
 from belvedere_training.publish import Lineage, Publication, evidence_of, publish
-from belvedere_training.step import Stepper, mixed
+from belvedere_training.step import Stepper
 from belvedere_training.world import World, agreed, all_cores
-
-QUICK_SPLIT = "heldout_style"  # evaluated while training; the other splits at the end
 
 
 def train(config: RunConfig, store: ArtifactStore, world: World) -> Descriptor | None:
@@ -62,7 +60,10 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     network: nn.Module = DistributedDataParallel(model) if world.size > 1 else model
     frozen = parent[1].to(world.device).requires_grad_(False) if parent else None
     stepper = Stepper(config, world, corpus, tokenizer, model.train(), network, optimizer, execution, frozen)
-    quick = {QUICK_SPLIT: load_split(folder, QUICK_SPLIT)} if world.rank == 0 else {}
+    if world.rank == 0 and corpus.skipped:
+        world.say({"event": "skipped", "samples": len(corpus.skipped), "reasons": corpus.skipped[:8]})
+    # The first split that is held out is evaluated while training, the others at the end.
+    quick = {split: load_split(folder, split) for split in held_out_splits(folder)[:1]} if world.rank == 0 else {}
     return Loop(config, world, stepper, checkpoint.progress if checkpoint else Progress(), quick)
 
 
@@ -73,7 +74,7 @@ def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) ->
     folder = data_folder(config, store, world)
     model, progress = loop.stepper.model.to("cpu"), loop.progress
     with all_cores(world):
-        others = {split: load_split(folder, split) for split in SPLITS if split not in ("train", QUICK_SPLIT)}
+        others = {split: load_split(folder, split) for split in held_out_splits(folder)[1:]}
         metrics = evaluate(model, loop.stepper.tokenizer, {**loop.quick, **others})
     short = {name: value for name, value in metrics.items() if "_t2i_" not in name and "_i2t_" not in name}
     progress.recall_curve.append({"pairs": progress.pairs, **short})
@@ -91,7 +92,7 @@ def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) ->
             parent_digest=config.parent_digest,
         ),
     )
-    evidence = evidence_of(loop.quick[QUICK_SPLIT])
+    evidence = evidence_of(next(iter(loop.quick.values()), loop.stepper.corpus))
     with all_cores(world):
         descriptor = publish(store, model, loop.stepper.tokenizer, evidence, publication, tag=config.output_tag)
     world.say({"event": "published", "tag": config.output_tag, "digest": descriptor.digest, "recall": short})
@@ -126,7 +127,7 @@ def _model(
     shape = sized(config.size)
     tokenizer = saved or learn(corpus_texts(corpus), shape.text.vocab_size, shape.text.context_length)
     text = shape.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
-    vision = shape.vision.model_copy(update={"image_size": corpus.pixels_N3SS.shape[-1]})
+    vision = shape.vision.model_copy(update={"image_size": corpus.size})
     torch.manual_seed(mixed(config.optimization.seed))
     return tokenizer, DualStream(ModelConfig(embed_dim=shape.embed_dim, vision=vision, text=text))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer
@@ -12,11 +10,9 @@ from torch import Tensor, nn
 
 from belvedere_platform.errors import BelvedereError
 from belvedere_training.config import RunConfig
-from belvedere_training.data.augmentation import Augmentation, drop_words, views
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.sampler import PairSampler
+from belvedere_training.data.loader import Loader, mixed
 from belvedere_training.model.dual import DualStream
-from belvedere_training.model.tokenizer import encode
 from belvedere_training.objectives.compatibility import compatibility_loss
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
@@ -31,11 +27,6 @@ COMPATIBILITY_FACTOR = 5.0  # what a compatibilityWeight of 1 multiplies distanc
 
 class Diverged(BelvedereError):
     """The loss is no finite number any more."""
-
-
-def mixed(*numbers: int) -> int:
-    """Return a seed that depends on all the numbers."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
 class Stepper:
@@ -58,16 +49,17 @@ class Stepper:
         self.world, self.corpus, self.tokenizer = world, corpus, tokenizer
         self.model, self.network, self.optimizer = model, network, optimizer
         self.execution, self.parent = execution, parent
-        self.sampler = PairSampler(corpus, seed=self.setting.seed)
-        self.augmentation = Augmentation()
+        share = self.setting.batch_size // world.size
+        self.first = world.rank * share
+        rows = slice(self.first, self.first + share)
+        self.loader = Loader(corpus, tokenizer, seed=self.setting.seed, batch_size=self.setting.batch_size, rows=rows)
 
     def step(self, position: int) -> float:
         """Train on the global batch at the position, and return this worker's loss."""
         setting = self.setting
-        pairs = self.sampler.batch(position, setting.batch_size)
-        first = self.world.rank * setting.batch_size // self.world.size
-        rows = slice(first, first + setting.batch_size // self.world.size)
-        pixels_B3SS, tokens_BT = self._views(pairs.pictures, pairs.texts, position, rows)
+        batch = self.loader.batch(position)
+        pixels_B3SS, tokens_BT = batch.pixels_B3SS.to(self.world.device), batch.tokens_BT.to(self.world.device)
+        torch.manual_seed(mixed(setting.seed, position, self.world.rank + 1))  # dropout, one stream a worker
         self.optimizer.set_rate(schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs))
         with self.execution.autocast(self.world.device):
             image_BE, text_BE, scale = self.network(pixels_B3SS, tokens_BT)
@@ -77,25 +69,14 @@ class Stepper:
             scale,
             all_image_GE=gather(image_BE),
             all_text_GE=gather(text_BE),
-            same_GG=alike(pairs.concepts, pairs.texts).to(self.world.device),
-            first=first,
+            same_GG=alike(batch.pairs.concepts, batch.pairs.texts).to(self.world.device),
+            first=self.first,
             label_smoothing=setting.label_smoothing,
         )
         if self.parent is not None and self.compatibility_weight:
             loss = loss + self._compatibility(pixels_B3SS, tokens_BT, image_BE, text_BE)
         self._update(loss, position)
         return loss.item()
-
-    def _views(
-        self, pictures: Sequence[int], texts: Sequence[str], position: int, rows: slice
-    ) -> tuple[Tensor, Tensor]:
-        """Return this worker's augmented pictures and texts. All draws depend on seed and position alone."""
-        generator = torch.Generator().manual_seed(mixed(self.setting.seed, position))
-        torch.manual_seed(mixed(self.setting.seed, position, self.world.rank + 1))  # dropout, one stream a worker
-        pixels_B3SS = views(self.corpus.pixels_N3SS[list(pictures)], generator, self.augmentation, rows)
-        tokens_GT = encode(self.tokenizer, texts, trim=True)
-        tokens_BT = drop_words(tokens_GT, generator, self.augmentation, rows)
-        return pixels_B3SS.to(self.world.device), tokens_BT.to(self.world.device)
 
     def _compatibility(self, pixels_B3SS: Tensor, tokens_BT: Tensor, image_BE: Tensor, text_BE: Tensor) -> Tensor:
         """Return the weighted distance to what the frozen parent says of the same views."""

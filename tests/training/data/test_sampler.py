@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.sampler import PairSampler, draw_text
+from belvedere_training.data.sampler import PairSampler
+from belvedere_training.data.texts import TextChoice, draw_text
 
 CHECKS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -46,7 +47,7 @@ def test_texts_are_made_of_the_records_words(shapes: Corpus) -> None:
     record = shapes.records[0]
     words = {word for tags in record["tags"].values() for word in tags} | set(record["captions"].values())
     for seed in range(50):
-        text = draw_text(record, random.Random(seed))
+        text = draw_text(record, random.Random(seed), TextChoice())
         rest = text.replace("，", " ")
         for word in sorted(words, key=len, reverse=True):
             rest = rest.replace(word, "")

@@ -28,11 +28,12 @@ class Augmentation:
     word_dropout: float = 0.0
 
 
-def views(pixels_B3SS: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice) -> Tensor:
-    """Return augmented, normalised pictures of these rows of the batch; what leaves the frame shows white."""
-    count = len(pixels_B3SS)
+def views(own_B3SS: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice, count: int) -> Tensor:
+    """Return augmented, normalised pictures; what leaves the frame shows white.
+
+    own_B3SS: the pictures of these rows of a global batch of `count`, uint8. Draws are made for the whole batch.
+    """
     draw_B10 = torch.rand(count, 10, generator=generator)[rows]
-    own_B3SS = pixels_B3SS[rows]
     size = own_B3SS.shape[-1]
     angle_B = (draw_B10[:, 0] - 0.5) * 2 * setting.rotation
     ratio_B = 1 / (setting.smallest + draw_B10[:, 1] * (setting.largest - setting.smallest))

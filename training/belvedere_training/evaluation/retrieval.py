@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from belvedere_training.data.corpus import LANGUAGES, Corpus, normalise
+from belvedere_training.data.corpus import Corpus, normalise
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.tokenizer import encode
 
@@ -25,9 +25,9 @@ def recall(similarity_NN: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[int,
 
 
 @torch.inference_mode()
-def embed_images(model: DualStream, pixels_N3SS: Tensor) -> Tensor:
-    """Return unit vectors of uint8 pictures."""
-    return torch.cat([model.embed_image(normalise(chunk)) for chunk in torch.split(pixels_N3SS, _CHUNK)])
+def embed_images(model: DualStream, corpus: Corpus) -> Tensor:
+    """Return unit vectors of all pictures."""
+    return torch.cat([model.embed_image(normalise(chunk)) for chunk in corpus.chunks(_CHUNK)])
 
 
 @torch.inference_mode()
@@ -37,9 +37,7 @@ def embed_texts(model: DualStream, tokenizer: Tokenizer, texts: Sequence[str]) -
     return torch.cat([model.embed_text(encode(tokenizer, chunk, trim=True)) for chunk in chunks])
 
 
-def evaluate(
-    model: DualStream, tokenizer: Tokenizer, splits: Mapping[str, Corpus], languages: Sequence[str] = LANGUAGES
-) -> dict[str, float]:
+def evaluate(model: DualStream, tokenizer: Tokenizer, splits: Mapping[str, Corpus]) -> dict[str, float]:
     """Return {SPLIT_LANGUAGE_DIRECTION_rK: recall}, and the short form SPLIT_LANGUAGE_rK for text-to-image."""
     was_training = model.training
     model.eval()
@@ -47,8 +45,8 @@ def evaluate(
     for split, corpus in splits.items():
         if not len(corpus):
             continue
-        image_NE = embed_images(model, corpus.pixels_N3SS)
-        for language in languages:
+        image_NE = embed_images(model, corpus)
+        for language in filter(corpus.speaks, corpus.languages):
             similarity_NN = embed_texts(model, tokenizer, corpus.captions(language)) @ image_NE.T
             for cutoff, value in recall(similarity_NN).items():
                 metrics[f"{split}_{language}_t2i_r{cutoff}"] = metrics[f"{split}_{language}_r{cutoff}"] = value

@@ -1,0 +1,56 @@
+"""Texts are drawn with the shares asked, in the languages there are."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from belvedere_training.data.texts import TextChoice, draw_text, join
+
+RECORD: dict[str, Any] = {
+    "captions": {"en": "red circle", "zh": "红色圆形"},
+    "tags": {"en": ["round", "dot"], "zh": ["圆"]},
+}
+
+
+def drawn(record: dict[str, Any], setting: TextChoice, count: int = 4000) -> list[str]:
+    return [draw_text(record, random.Random(number), setting) for number in range(count)]
+
+
+def share(texts: list[str], wanted: str) -> float:
+    return sum(wanted in text for text in texts) / len(texts)
+
+
+def test_shares_are_those_asked() -> None:
+    texts = drawn(RECORD, TextChoice(english_share=0.3, caption_alone=0.5, caption_dropped=0.4))
+    english = [text for text in texts if text.isascii()]
+    assert abs(len(english) / len(texts) - 0.3) < 0.03
+    assert abs(share(english, "red circle") - 0.6) < 0.05
+    assert abs(sum(text == "red circle" for text in english) / len(english) - 0.5) < 0.05
+
+
+def test_a_language_alone_gets_every_draw() -> None:
+    for language in ("en", "zh"):
+        record = {"captions": {language: RECORD["captions"][language]}, "tags": {}}
+        assert set(drawn(record, TextChoice(), 50)) == {RECORD["captions"][language]}
+
+
+def test_three_languages_share() -> None:
+    record = {"captions": {"en": "cat", "zh": "猫", "fr": "chat"}, "tags": {}}
+    texts = drawn(record, TextChoice())
+    assert abs(texts.count("cat") / len(texts) - 0.65) < 0.03
+    assert abs(texts.count("猫") / len(texts) - 0.175) < 0.03
+
+
+@given(st.integers(0, 2**32), st.floats(0, 1), st.floats(0, 1))
+def test_the_same_generator_gives_the_same_text(seed: int, english: float, alone: float) -> None:
+    setting = TextChoice(english_share=english, caption_alone=alone, caption_dropped=(1 - alone) / 2)
+    assert draw_text(RECORD, random.Random(seed), setting) == draw_text(RECORD, random.Random(seed), setting)
+
+
+def test_words_are_joined_as_each_language_writes_them() -> None:
+    assert join(["a", "b"], "en") == "a b"
+    assert join(["甲", "乙"], "zh") == "甲，乙"

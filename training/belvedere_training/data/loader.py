@@ -1,0 +1,107 @@
+"""Batches by position, made ahead of the step that needs them. A batch depends on seed and position alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from belvedere_training.data.augmentation import Augmentation, drop_words, views
+from belvedere_training.data.corpus import Corpus
+from belvedere_training.data.sampler import Pairs, PairSampler
+from belvedere_training.model.tokenizer import encode
+
+# B pairs of this worker, S picture edge, T tokens
+
+Item = TypeVar("Item")
+
+
+def mixed(*numbers: int) -> int:
+    """Return a seed that depends on all the numbers."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """This worker's rows of a global batch, and the pairs of all workers."""
+
+    pixels_B3SS: Tensor
+    tokens_BT: Tensor
+    pairs: Pairs
+
+
+class Loader:
+    """Makes batches; while one is in use, a thread prepares the next `ahead` ones.
+
+    Its state is the position alone: a run that resumes at a position gets the batches that an unbroken one has there.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        batch_size: int,
+        rows: slice,
+        augmentation: Augmentation | None = None,
+        ahead: int = 1,
+    ) -> None:
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.seed, self.batch_size, self.rows = seed, batch_size, rows
+        self.augmentation = augmentation or Augmentation()
+        self.sampler = PairSampler(corpus, seed=seed)
+        self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
+
+    def batch(self, position: int) -> Batch:
+        """Return the batch at the position."""
+        return self._ahead.get(position)
+
+    def make(self, position: int) -> Batch:
+        """Draw the pairs, decode this worker's pictures, and draw the views of both modalities."""
+        pairs = self.sampler.batch(position, self.batch_size)
+        generator = torch.Generator().manual_seed(mixed(self.seed, position))
+        own_B3SS = self.corpus.pixels(pairs.pictures[self.rows])
+        pixels_B3SS = views(own_B3SS, generator, self.augmentation, self.rows, self.batch_size)
+        tokens_GT = encode(self.tokenizer, pairs.texts, trim=True)
+        tokens_BT = drop_words(tokens_GT, generator, self.augmentation, self.rows)
+        return Batch(pixels_B3SS=pixels_B3SS, tokens_BT=tokens_BT, pairs=pairs)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._ahead.close()
+
+
+class Ahead(Generic[Item]):
+    """Calls a function of the position in a thread, for the positions that come next."""
+
+    def __init__(self, make: Callable[[int], Item], *, step: int, depth: int) -> None:
+        self.make, self.step, self.depth = make, step, depth
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="belvedere-loader") if depth else None
+        self._coming: dict[int, Future[Item]] = {}
+
+    def get(self, position: int) -> Item:
+        """Return the item, made ahead or now, and begin with those that follow. Its errors are raised here."""
+        if self._pool is None:
+            return self.make(position)
+        wanted = [position + number * self.step for number in range(self.depth + 1)]
+        for left in self._coming.keys() - set(wanted):
+            self._coming.pop(left).cancel()
+        for one in wanted:
+            if one not in self._coming:
+                self._coming[one] = self._pool.submit(self.make, one)
+        return self._coming.pop(position).result()
+
+    def close(self) -> None:
+        """Drop what was made ahead and end the thread."""
+        for future in self._coming.values():
+            future.cancel()
+        self._coming.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)

@@ -1,0 +1,45 @@
+"""Which text goes with a picture: language, caption or synonyms, drawn from a generator that the caller seeds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextChoice:
+    """How often which text is taken. Languages that a record lacks leave their share to the others."""
+
+    english_share: float = 0.65
+    caption_alone: float = 0.65
+    caption_dropped: float = 0.12
+    """Share of texts that are made of synonyms (tags) alone; the rest is the caption with synonyms."""
+    most_synonyms: int = 3
+
+
+def draw_text(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
+    """Return a caption, a caption with tags, or tags alone, in one of the record's languages."""
+    language = draw_language(record, choose, setting)
+    caption, tags = record["captions"][language], list(record["tags"].get(language, ()))
+    kind = choose.random()
+    if kind < setting.caption_alone or not tags:
+        return str(caption)
+    some = choose.sample(tags, min(len(tags), choose.randint(1, setting.most_synonyms)))
+    return join(some if kind >= 1 - setting.caption_dropped else [caption, *some], language)
+
+
+def draw_language(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
+    """Return English with its share, else one of the record's other languages with equal chances."""
+    others: list[str] = sorted(language for language in record["captions"] if language != "en")
+    draw = choose.random()
+    if "en" in record["captions"] and (draw < setting.english_share or not others):
+        return "en"
+    # One other language needs no second draw, so that sets in two languages keep the pairs they always had.
+    return others[0] if len(others) == 1 else choose.choice(others)
+
+
+def join(parts: Sequence[str], language: str) -> str:
+    """Return the parts as one text, as a person would type search words."""
+    return ("，" if language in ("zh", "ja") else " ").join(parts)
