@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from belvedere_platform.errors import BelvedereError, InvalidInput, NotFound
 from belvedere_training.commands.data import data
@@ -55,3 +56,49 @@ def test_the_shapes_are_built_without_a_network(tmp_path: Path) -> None:
     result = CliRunner().invoke(data, ["build", "shapes", "--artifacts", url])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["tag"] == "datasets/shapes"
+
+
+def pictures(folder: Path, count: int = 12) -> Path:
+    """Write small pictures with a caption beside each."""
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(folder / f"p{number}.png")
+        (folder / f"p{number}.txt").write_text(f"picture {number}")
+    return folder
+
+
+def test_a_folder_is_built_shown_and_verified(tmp_path: Path) -> None:
+    artifacts = ["--artifacts", (tmp_path / "artifacts").as_uri()]
+    source = str(pictures(tmp_path / "pictures"))
+    words = ["build", "folder", source, "--name", "mine", "--licence", "CC0-1.0", "--size", "16", *artifacts]
+    first, second = CliRunner().invoke(data, words), CliRunner().invoke(data, words)
+    assert first.exit_code == 0, first.output
+    answer = json.loads(first.stdout)
+    assert sum(answer["samples"].values()) == 12
+    assert json.loads(second.stdout)["digest"] == answer["digest"]
+    assert "built before from the same files" in second.stderr
+    shown = CliRunner().invoke(data, ["show", "mine", "-o", "json", *artifacts])
+    assert json.loads(shown.stdout)["licences"] == ["CC0-1.0"]
+    verified = CliRunner().invoke(data, ["verify", "mine", *artifacts])
+    assert verified.exit_code == 0, verified.output
+    assert "mine is whole: 12 samples" in verified.stdout
+
+
+def test_an_interrupted_build_says_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("belvedere_training.data.assemble.sample_of", interrupted)
+    words = ["build", "folder", str(pictures(tmp_path / "pictures")), "--name", "mine", "--licence", "CC0-1.0"]
+    result = CliRunner().invoke(data, [*words, "--artifacts", (tmp_path / "artifacts").as_uri()])
+    assert result.exit_code != 0
+    assert "the same command goes on from there" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(["--held-out", "1.5"], "--held-out is 1.5"), (["--size", "8"], "--size is 8; allowed are 16 to 512 pixels")],
+)
+def test_wrong_options_are_refused_before_anything_is_read(tmp_path: Path, option: list[str], message: str) -> None:
+    words = ["build", "folder", str(tmp_path / "none"), "--name", "mine", "--licence", "CC0-1.0", *option]
+    assert message in str(error_of(data, words))

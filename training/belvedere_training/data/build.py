@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from belvedere_training.data.concepts import Concept, Vocabulary, held_out_famil
 from belvedere_training.data.manifest import SPLITS, write_dataset
 from belvedere_training.data.packages import PACKAGES, Package, Progress
 from belvedere_training.data.render import render_all
-from belvedere_training.data.shards import Sample
+from belvedere_training.data.shards import Sample, read_shard, write_shard
 from belvedere_training.data.styles import STYLES, Drawing, Style, chosen, read_drawings
 
 BUILDER = 1  # raise it when the same options shall give other bytes
@@ -71,8 +73,11 @@ def build(options: BuildOptions, tarballs: Mapping[str, Path], folder: Path, pro
         if drawing.concept in concepts and split_of(STYLES[drawing.style], concepts[drawing.concept], held)
     ]
     progress(f"render {len(drawings)} drawings of {len(concepts)} concepts in {len(styles)} styles")
-    samples = _samples(drawings, concepts, held, options, progress)
-    return write_dataset(samples, _facts(samples, len(concepts), held, styles, options), folder)
+    kept = folder.with_name(f".rendered-{folder.name}")
+    samples = _samples(drawings, concepts, held, options, kept, progress)
+    write_dataset(samples, _facts(samples, len(concepts), held, styles, options), folder)
+    shutil.rmtree(kept, ignore_errors=True)
+    return folder
 
 
 def split_of(style: Style, concept: Concept, held_families: frozenset[str]) -> str | None:
@@ -98,22 +103,41 @@ def _samples(
     concepts: Mapping[str, Concept],
     held: frozenset[str],
     options: BuildOptions,
+    kept: Path,
     progress: Progress,
 ) -> dict[str, list[Sample]]:
     """Return the rendered samples by split, each in the order of the hash of its key."""
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for number, (drawing, png) in enumerate(render_all(drawings, options.size, options.workers), start=1):
+    for number, (drawing, png) in enumerate(_rendered(drawings, options, kept, progress), start=1):
         style, concept = STYLES[drawing.style], concepts[drawing.concept]
         split = split_of(style, concept, held)
         assert split is not None
         key = f"{style.name}_{concept.id.lower()}"
         splits[split].append(Sample(key=key, png=png, record=_record(style, concept)))
         if number % 2000 == 0 or number == len(drawings):
-            progress(f"rendered {number}/{len(drawings)}")
+            progress(f"drawings {number}/{len(drawings)}")
     splits["hard_style"] = _without_equal_pictures(splits["hard_style"])
     for samples in splits.values():
         samples.sort(key=lambda sample: hashlib.sha256(sample.key.encode()).hexdigest())
     return splits
+
+
+def _rendered(
+    drawings: Sequence[Drawing], options: BuildOptions, kept: Path, progress: Progress
+) -> Iterator[tuple[Drawing, bytes]]:
+    """Yield the drawings with their pictures, style by style; a style that a broken build finished is not rendered again."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for style, group in groupby(drawings, key=lambda drawing: drawing.style):
+        members, file = list(group), kept / f"{style}.tar"
+        if file.is_file():
+            progress(f"{style} was rendered before")
+        else:
+            partial = file.with_suffix(".partial")
+            pictures = render_all(members, options.size, options.workers)
+            write_shard((Sample(key=drawing.concept, png=png, record={}) for drawing, png in pictures), partial)
+            partial.replace(file)
+        if members:
+            yield from zip(members, (sample.png for sample in read_shard(file)), strict=True)
 
 
 def _without_equal_pictures(samples: Sequence[Sample]) -> list[Sample]:

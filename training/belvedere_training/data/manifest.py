@@ -22,18 +22,34 @@ def write_dataset(samples: Mapping[str, Sequence[Sample]], facts: Mapping[str, A
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
         unfinished = Path(partial) / "data"
         unfinished.mkdir()
-        splits = {}
-        for split in SPLITS:
-            files = write_split(samples.get(split, ()), split, unfinished)
-            shards = [{"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()} for file in files]
-            splits[split] = {"samples": len(samples.get(split, ())), "shards": shards}
-        digest = "sha256:" + hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-        manifest = {**facts, "languages": ["en", "zh"], "splits": splits, "digest": digest}
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True)
-        (unfinished / "manifest.json").write_text(text, encoding="utf8")
+        parts = {
+            split: (len(samples.get(split, ())), write_split(samples.get(split, ()), split, unfinished))
+            for split in SPLITS
+        }
+        write_manifest(parts, {"languages": ["en", "zh"], **facts}, unfinished)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     return folder
+
+
+def write_manifest(parts: Mapping[str, tuple[int, Sequence[Path]]], facts: Mapping[str, Any], folder: Path) -> None:
+    """Write manifest.json: the facts, and of each split how many samples, in which files with which sha256."""
+    splits = {
+        split: {
+            "samples": count,
+            "shards": [{"file": file.name, "sha256": sha256_of(file)} for file in files],
+        }
+        for split, (count, files) in parts.items()
+    }
+    digest = "sha256:" + hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**facts, "splits": splits, "digest": digest}, indent=1, ensure_ascii=False, sort_keys=True)
+    (folder / "manifest.json").write_text(text, encoding="utf8")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def push(folder: Path, store: ArtifactStore, tag: str) -> Descriptor:

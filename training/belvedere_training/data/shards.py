@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,24 @@ def write_split(samples: Sequence[Sample], split: str, folder: Path) -> list[Pat
     paths = []
     for number, start in enumerate(range(0, len(samples), SAMPLES_PER_SHARD)):
         path = folder / f"{split}-{number:06d}.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in samples[start : start + SAMPLES_PER_SHARD]:
+        write_shard(samples[start : start + SAMPLES_PER_SHARD], path)
+        paths.append(path)
+    return paths
+
+
+def write_shard(samples: Iterable[Sample], path: Path) -> int:
+    """Write the samples as one tar, each when it comes, and return how many there were."""
+    count = 0
+    with path.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for sample in samples:
                 record = json.dumps(sample.record, ensure_ascii=False, sort_keys=True).encode()
                 _add(tar, f"{sample.key}.json", record)
                 _add(tar, f"{sample.key}.png", sample.png)
-        paths.append(path)
-    return paths
+                count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    return count
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
