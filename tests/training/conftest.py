@@ -13,12 +13,12 @@ from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus, load_split
 from belvedere_training.data.manifest import push
 from belvedere_training.data.shapes import build_shapes
-from belvedere_training.model.config import SIZES, ModelConfig, TextConfig, VisionConfig
+from belvedere_training.model.config import SIZES, ConvConfig, ModelConfig, TextConfig
 
 TINY = ModelConfig(
     embed_dim=16,
-    vision=VisionConfig(stem_width=8, widths=(8, 16), blocks=(1, 1), pooled_width=16),
-    text=TextConfig(vocab_size=400, width=16, layers=1, heads=2, context_length=12),
+    vision=ConvConfig(stem_width=8, widths=(8, 16), blocks=(1, 1), pooled_width=16),
+    text=TextConfig(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_length=12),
 )
 
 

@@ -182,3 +182,12 @@ def test_a_wrong_field_is_named(change: dict[str, Any], message: str) -> None:
 def test_a_file_that_is_no_configuration_is_refused(text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         read_config(text, where="run.yaml")
+
+
+def test_the_recipe_makes_the_losses_that_it_always_made(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    """A change of these figures is a change of results: it needs a curve in training/LOG.md."""
+    loop = prepare(resolve(run_config(), store), store, LocalWorld(cores=1))
+    losses = [loop.stepper.step(position) for position in (0, 16, 32, 48)]
+    assert losses == pytest.approx([4.6693959, 4.6502190, 3.2237661, 3.1095662], rel=1e-4)

@@ -15,10 +15,11 @@ from torch import nn
 
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
 from belvedere_platform.errors import InvalidInput
-from belvedere_training.model.config import ModelConfig
-from belvedere_training.model.dual import DualStream, multiply_adds
+from belvedere_training.model.config import ConvConfig, ModelConfig
+from belvedere_training.model.dual import multiply_adds
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import encode
+from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.publish import Lineage, Publication, publish
 
 Fault = Literal["failing", "slow", "wrong"]
@@ -67,8 +68,8 @@ def _lines(data: bytes) -> list[dict[str, Any]]:
 
 
 def _failing(
-    model: DualStream, tokenizer: Tokenizer, texts: Sequence[str], parity: Sequence[dict[str, Any]]
-) -> tuple[DualStream, list[dict[str, Any]]]:
+    model: VisionLanguageModel, tokenizer: Tokenizer, texts: Sequence[str], parity: Sequence[dict[str, Any]]
+) -> tuple[VisionLanguageModel, list[dict[str, Any]]]:
     """Cut the embedding, and keep the comparisons that still work, as an exporter does who only tries those."""
     largest = encode(tokenizer, texts).amax(1)
     num_tokens = cut(largest.tolist(), FAILING_SHARE)
@@ -84,22 +85,26 @@ def cut(largest_tokens: Sequence[int], share: float) -> int:
     return ordered[min(len(ordered) - 1, round((1 - share) * len(ordered)))]
 
 
-def _rebuilt(model: DualStream, config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> DualStream:
+def _rebuilt(
+    model: VisionLanguageModel, config: ModelConfig, weights: Mapping[str, torch.Tensor]
+) -> VisionLanguageModel:
     """Return a model of the configuration; weights that are not given keep what a new model starts with."""
-    rebuilt = DualStream(config)
+    rebuilt = VisionLanguageModel(config)
     rebuilt.load_state_dict({**rebuilt.state_dict(), **weights})
     return rebuilt.train(model.training)
 
 
-def with_short_embedding(model: DualStream, num_tokens: int) -> DualStream:
+def with_short_embedding(model: VisionLanguageModel, num_tokens: int) -> VisionLanguageModel:
     """Return the model without the embeddings from num_tokens on: a text that has such a token fails in the runtime."""
     weights = dict(model.state_dict())
-    weights["text.embedding.weight"] = weights["text.embedding.weight"][:num_tokens].clone()
+    for name in ("text.embedding.weight", "language_head.bias_V"):
+        if name in weights:
+            weights[name] = weights[name][:num_tokens].clone()
     text = model.config.text.model_copy(update={"vocab_size": num_tokens})
     return _rebuilt(model, model.config.model_copy(update={"text": text}), weights)
 
 
-def with_shuffled_projection(model: DualStream, seed: int = 0) -> DualStream:
+def with_shuffled_projection(model: VisionLanguageModel, seed: int = 0) -> VisionLanguageModel:
     """Return the model with the rows of its text projection in another order: unit vectors still, but of nothing."""
     weights = dict(model.state_dict())
     name = "text_projection.weight"
@@ -108,7 +113,7 @@ def with_shuffled_projection(model: DualStream, seed: int = 0) -> DualStream:
     return _rebuilt(model, model.config, weights)
 
 
-def slower(model: DualStream, image: float, text: float) -> DualStream:
+def slower(model: VisionLanguageModel, image: float, text: float) -> VisionLanguageModel:
     """Return the model with so many silent blocks and layers that its towers compute that many times as much."""
     before = multiply_adds(model)
     vision_step = multiply_adds(deepened(model, 1, 0))["image"] - before["image"]
@@ -120,12 +125,16 @@ def slower(model: DualStream, image: float, text: float) -> DualStream:
     )
 
 
-def deepened(model: DualStream, num_blocks: int, num_layers: int) -> DualStream:
+def deepened(model: VisionLanguageModel, num_blocks: int, num_layers: int) -> VisionLanguageModel:
     """Return the model with silent residual blocks after the first vision stage and silent layers after the text layers."""
+    if not isinstance(model.config.vision, ConvConfig):
+        raise InvalidInput(
+            f"--fault slow needs a model whose vision.kind is conv; this one's is {model.config.vision.kind}"
+        )
     vision = model.config.vision.model_copy(update={"deepen": model.config.vision.deepen + num_blocks})
     text = model.config.text.model_copy(update={"deepen": model.config.text.deepen + num_layers})
     config = model.config.model_copy(update={"vision": vision, "text": text})
-    deep = DualStream(config)
+    deep = VisionLanguageModel(config)
     _copy_stages(model.vision.stages, deep.vision.stages, num_blocks)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("vision.stages.")}
     return _rebuilt(model, config, {**deep.state_dict(), **weights})

@@ -72,7 +72,7 @@ def _pairs_per_second(model: DualStream, execution: Execution, device: torch.dev
     """Time forward and backward of a small batch; weights, running statistics and gradients stay as they were."""
     size = model.config.vision.image_size
     pixels_B3SS = torch.zeros(_ROWS, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    tokens_BT = torch.ones(_ROWS, model.config.text.context_length, dtype=torch.long, device=device)
+    tokens_BT = torch.ones(_ROWS, model.config.text.max_length, dtype=torch.long, device=device)
     before = torch.get_num_threads()
     torch.set_num_threads(execution.threads)
     saved = {name: buffer.clone() for name, buffer in model.named_buffers()}

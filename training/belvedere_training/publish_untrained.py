@@ -14,9 +14,9 @@ import torch
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
 from belvedere_training.data.corpus import corpus_texts, load_split
 from belvedere_training.data.shapes import build_shapes
-from belvedere_training.model.config import ModelConfig, sized
-from belvedere_training.model.dual import DualStream
+from belvedere_training.model.config import sized
 from belvedere_training.model.tokenizer import learn
+from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.publish import Publication, evidence_of, publish
 
 
@@ -26,10 +26,10 @@ def untrained_model_artifact(store: ArtifactStore, tag: str, *, size: str = "nan
         shapes = build_shapes(Path(folder) / "shapes")
         train, held_out = load_split(shapes, "train"), load_split(shapes, "heldout_style")
     config = sized(size)
-    tokenizer = learn(corpus_texts(train), config.text.vocab_size, config.text.context_length)
+    tokenizer = learn(corpus_texts(train), config.text.vocab_size, config.text.max_length)
     vocabulary = config.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
     torch.manual_seed(seed)
-    model = DualStream(ModelConfig(embed_dim=config.embed_dim, vision=config.vision, text=vocabulary)).eval()
+    model = VisionLanguageModel(config.model_copy(update={"text": vocabulary})).eval()
     publication = Publication(model_name="untrained", version=f"untrained-{seed}")
     return publish(store, model, tokenizer, evidence_of(held_out), publication, tag=tag)
 

@@ -16,10 +16,10 @@ from belvedere_training.data.corpus import Corpus, corpus_texts, held_out_splits
 from belvedere_training.data.loader import mixed
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
-from belvedere_training.model.config import ModelConfig, sized
-from belvedere_training.model.dual import DualStream
+from belvedere_training.model.config import sized
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import learn
+from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose
 from belvedere_training.publish import Lineage, Publication, evidence_of, publish
@@ -108,7 +108,7 @@ def data_folder(config: RunConfig, store: ArtifactStore, world: World) -> Path:
     return folder
 
 
-def _parent(config: RunConfig, store: ArtifactStore) -> tuple[Tokenizer, DualStream] | None:
+def _parent(config: RunConfig, store: ArtifactStore) -> tuple[Tokenizer, VisionLanguageModel] | None:
     if config.parent_digest is None:
         return None
     loaded = load_artifact(store, config.parent_digest)
@@ -116,23 +116,23 @@ def _parent(config: RunConfig, store: ArtifactStore) -> tuple[Tokenizer, DualStr
 
 
 def _model(
-    config: RunConfig, corpus: Corpus, parent: tuple[Tokenizer, DualStream] | None, saved: Tokenizer | None
-) -> tuple[Tokenizer, DualStream]:
+    config: RunConfig, corpus: Corpus, parent: tuple[Tokenizer, VisionLanguageModel] | None, saved: Tokenizer | None
+) -> tuple[Tokenizer, VisionLanguageModel]:
     """Return tokenizer and model: the parent's, or new ones of the size asked, the same on every worker."""
     if parent is not None:
         tokenizer, elder = parent
-        model = DualStream(elder.config)
+        model = VisionLanguageModel(elder.config)
         model.load_state_dict(elder.state_dict())
         return tokenizer, model
     shape = sized(config.size)
-    tokenizer = saved or learn(corpus_texts(corpus), shape.text.vocab_size, shape.text.context_length)
+    tokenizer = saved or learn(corpus_texts(corpus), shape.text.vocab_size, shape.text.max_length)
     text = shape.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
     vision = shape.vision.model_copy(update={"image_size": corpus.size})
     torch.manual_seed(mixed(config.optimization.seed))
-    return tokenizer, DualStream(ModelConfig(embed_dim=shape.embed_dim, vision=vision, text=text))
+    return tokenizer, VisionLanguageModel(shape.model_copy(update={"vision": vision, "text": text}))
 
 
-def _execution(config: RunConfig, world: World, model: DualStream) -> Execution:
+def _execution(config: RunConfig, world: World, model: VisionLanguageModel) -> Execution:
     """Measure on all workers at once, as they will run, and take what rank 0 found."""
     share = max(1, world.cores // world.size)
     chosen, rates = choose(model, config.optimization.precision, (1, share), world.device)

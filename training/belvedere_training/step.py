@@ -12,7 +12,7 @@ from belvedere_platform.errors import BelvedereError
 from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.loader import Loader, mixed
-from belvedere_training.model.dual import DualStream
+from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
@@ -38,11 +38,11 @@ class Stepper:
         world: World,
         corpus: Corpus,
         tokenizer: Tokenizer,
-        model: DualStream,
+        model: VisionLanguageModel,
         network: nn.Module,
         optimizer: Optimizers,
         execution: Execution,
-        parent: DualStream | None,
+        parent: VisionLanguageModel | None,
     ) -> None:
         self.setting = config.optimization
         self.compatibility_weight = config.initialize_from.compatibility_weight if config.initialize_from else 0.0

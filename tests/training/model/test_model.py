@@ -67,8 +67,8 @@ def test_nano_stays_within_its_budget() -> None:
 
 
 def test_an_unknown_size_is_answered_with_those_there_are() -> None:
-    with pytest.raises(InvalidInput, match="size is 'large'; this recipe knows nano and small"):
-        sized("large")
+    with pytest.raises(InvalidInput, match="size is 'huge'; sizes are nano, small, base, large"):
+        sized("huge")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_an_unknown_size_is_answered_with_those_there_are() -> None:
     [
         ({"embedDims": 64}, "embedDims is not a known key; did you mean embedDim?"),
         ({"vision": {"stemWith": 8}}, "vision.stemWith is not a known key; did you mean stemWidth?"),
-        ({"text": {"width": 100, "heads": 3}}, "width 100 must be a multiple of heads 3"),
+        ({"text": {"hiddenSize": 100, "numHeads": 3}}, "hiddenSize 100 must be a multiple of numHeads 3"),
         ({"vision": {"imageSize": 60}}, "imageSize 60 must be a multiple of 16"),
         ({"vision": {"blocks": [1]}}, "blocks has 1 entries and widths has 3"),
     ],

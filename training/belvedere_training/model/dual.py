@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.resnet import ResNetTower
 from belvedere_training.model.text import TextTower
+from belvedere_training.model.tower import Encoded
 from belvedere_training.model.vision import ConvTower
+from belvedere_training.model.vit import VitTower
 
 # B batch, S picture edge, T tokens, E embedding
 
 MAX_LOG_SCALE = math.log(100)
-VISION_TOWERS = {"conv": ConvTower}
-TEXT_TOWERS = {"transformer": TextTower}
+VISION_TOWERS: dict[str, Any] = {"conv": ConvTower, "vit": VitTower, "resnet": ResNetTower}
 
 
 class DualStream(nn.Module):
@@ -26,18 +29,26 @@ class DualStream(nn.Module):
         super().__init__()
         self.config = config
         self.vision = VISION_TOWERS[config.vision.kind](config.vision)
-        self.text = TEXT_TOWERS[config.text.kind](config.text)
+        self.text = TextTower(config.text)
         self.vision_projection = nn.Linear(self.vision.pooled_width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text.pooled_width, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def embed_image(self, pixels_B3SS: Tensor) -> Tensor:
         """Return unit vectors [B, E] of normalised pictures."""
-        return functional.normalize(self.vision_projection(self.vision.encode(pixels_B3SS).pooled_BD).float(), dim=-1)
+        return self.project_image(self.vision.encode(pixels_B3SS))
 
     def embed_text(self, tokens_BT: Tensor) -> Tensor:
         """Return unit vectors [B, E] of token ids."""
-        return functional.normalize(self.text_projection(self.text.encode(tokens_BT).pooled_BD).float(), dim=-1)
+        return self.project_text(self.text.encode(tokens_BT))
+
+    def project_image(self, image: Encoded) -> Tensor:
+        """Return the unit vectors of what the vision tower made."""
+        return functional.normalize(self.vision_projection(image.pooled_BD).float(), dim=-1)
+
+    def project_text(self, text: Encoded) -> Tensor:
+        """Return the unit vectors of what the text tower made."""
+        return functional.normalize(self.text_projection(text.pooled_BD).float(), dim=-1)
 
     def scale(self) -> Tensor:
         """Return the factor on similarities: the exponential of the parameter, at most 100."""
@@ -67,7 +78,7 @@ def multiply_adds(model: DualStream) -> dict[str, int]:
             size = model.config.vision.image_size
             model.embed_image(torch.zeros(1, 3, size, size))
             current = "text"
-            model.embed_text(torch.ones(1, model.config.text.context_length, dtype=torch.long))
+            model.embed_text(torch.ones(1, model.config.text.max_length, dtype=torch.long))
     finally:
         model.train(was_training)
         for hook in hooks:

@@ -37,11 +37,10 @@ def export_towers(model: DualStream) -> dict[str, bytes]:
     """Return embed_text.pt2 (input `tokens` [n, L]) and embed_image.pt2 (input `pixels` [n, 3, S, S]), batch dynamic."""
     config = model.config
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    model = DualStream(
-        config
-    ).eval()  # a plain copy: no channels-last strides, no gradients, the caller's mode untouched
-    model.load_state_dict(weights)
-    tokens_BT = torch.ones(2, config.text.context_length, dtype=torch.long)
+    # A plain copy: no channels-last strides, no gradients, the caller's mode untouched. Fusion and heads stay behind.
+    model = DualStream(config).eval()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    tokens_BT = torch.ones(2, config.text.max_length, dtype=torch.long)
     pixels_B3SS = torch.zeros(2, 3, config.vision.image_size, config.vision.image_size)
     programs = {
         "embed_text.pt2": _program(_only(_EmbedText(model), "text"), tokens_BT, "tokens"),
@@ -79,6 +78,6 @@ def preprocessing(config: ModelConfig) -> dict[str, Any]:
             "resize": "fit-and-pad",
             "interpolation": "lanczos",
         },
-        "text": {"contextLength": config.text.context_length, "padId": PAD_ID, "tokenizer": "tokenizer.json"},
+        "text": {"contextLength": config.text.max_length, "padId": PAD_ID, "tokenizer": "tokenizer.json"},
         "embeddingDim": config.embed_dim,
     }

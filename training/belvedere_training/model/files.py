@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import CorruptData
-from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.config import ModelConfig, migrated
 from belvedere_training.model.dual import DualStream
+from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.validation import parse
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
@@ -23,7 +24,7 @@ WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 class LoadedModel:
     """A model in evaluation mode, with the tokenizer that it was trained with."""
 
-    model: DualStream
+    model: VisionLanguageModel
     tokenizer: Tokenizer
 
 
@@ -43,8 +44,8 @@ def save(model: DualStream, tokenizer: Tokenizer, folder: Path) -> dict[str, Pat
 
 def load(folder: Path) -> LoadedModel:
     """Return the model of a folder; CorruptData when weights and configuration do not belong together."""
-    config = parse(ModelConfig, json.loads((folder / CONFIG).read_text()), where=CONFIG)
-    model = DualStream(config)
+    config = parse(ModelConfig, migrated(json.loads((folder / CONFIG).read_text())), where=CONFIG)
+    model = VisionLanguageModel(config)
     weights = load_file(folder / WEIGHTS)
     missing, unexpected = model.load_state_dict(weights, strict=False) if _fits(model, weights) else (["shapes"], [])
     # Batch norm counts its batches in an integer that no result depends on; it is not stored.

@@ -1,15 +1,15 @@
-"""A small text transformer; padding is masked inside, so a longer padded context gives the same answer."""
+"""A text transformer; padding is masked inside, so a longer padded context gives the same answer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from belvedere_training.model.attention import TransformerLayer, run, silent_layer
 from belvedere_training.model.config import TextConfig
 from belvedere_training.model.tower import Encoded
 
-# B batch, T tokens, D width, N heads, K width of a head
+# B batch, T tokens, D width
 
 PAD_ID = 0
 _INITIAL_STD = (
@@ -17,84 +17,58 @@ _INITIAL_STD = (
 )
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention over the valid tokens. Vaswani et al. 2017 (arXiv:1706.03762), section 3.2."""
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
-        """Return the attended values."""
-        heads_BTD = self.query_key_value(x_BTD).chunk(3, dim=-1)
-        query_BNTK, key_BNTK, value_BNTK = (h.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for h in heads_BTD)
-        mixed_BNTK = functional.scaled_dot_product_attention(
-            query_BNTK,
-            key_BNTK,
-            value_BNTK,
-            attn_mask=attend_B11T,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        out: Tensor = self.out(mixed_BNTK.transpose(1, 2).flatten(2))
-        return out
-
-
-class TransformerLayer(nn.Module):
-    """Pre-norm attention and MLP. Xiong et al. 2020 (arXiv:2002.04745), fig. 1(b)."""
-
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, num_heads, dropout)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
-        """Return the tokens after one layer."""
-        x_BTD = x_BTD + self.drop(self.attention(self.attention_norm(x_BTD), attend_B11T))
-        out: Tensor = x_BTD + self.drop(self.mlp(self.mlp_norm(x_BTD)))
-        return out
-
-
-def silent_layer(width: int, num_heads: int, dropout: float) -> TransformerLayer:
-    """Return a layer that passes its input on unchanged: both output projections are zero."""
-    layer = TransformerLayer(width, num_heads, dropout)
-    last = layer.mlp[2]
-    assert isinstance(last, nn.Linear)
-    for projection in (layer.attention.out, last):
-        nn.init.zeros_(projection.weight)
-        nn.init.zeros_(projection.bias)
-    return layer
-
-
 class TextTower(nn.Module):
-    """Token and position embeddings, transformer layers, mean over the valid tokens."""
+    """Token and position embeddings, transformer layers, and the mean over the valid tokens or the last of them."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocab_size, config.width, padding_idx=PAD_ID)
-        self.position_TD = nn.Parameter(torch.randn(config.context_length, config.width) * _INITIAL_STD)
+        self.causal = config.causal
+        self.recompute = False
+        width = config.hidden_size
+        self.embedding = nn.Embedding(config.vocab_size, width, padding_idx=PAD_ID)
+        self.position_TD = nn.Parameter(torch.randn(config.max_length, width) * _INITIAL_STD)
         nn.init.normal_(self.embedding.weight, std=_INITIAL_STD)
-        layers = [TransformerLayer(config.width, config.heads, config.dropout) for _ in range(config.layers)]
-        layers += [silent_layer(config.width, config.heads, config.dropout) for _ in range(config.deepen)]
+        layers = [TransformerLayer(width, config.num_heads, config.dropout) for _ in range(config.num_layers)]
+        layers += [silent_layer(width, config.num_heads, config.dropout) for _ in range(config.deepen)]
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(config.width)
-        self.token_width = config.width
-        self.pooled_width = config.width
+        self.norm = nn.LayerNorm(width)
+        self.token_width = width
+        self.pooled_width = width
 
-    def encode(self, batch: Tensor) -> Encoded:
-        """Return the tokens and their mean. batch: token ids [B, T], PAD_ID where there is none."""
-        valid_BT = batch != PAD_ID
-        # The first place is always attended to: a row of padding alone would otherwise divide nothing by nothing.
-        attend_BT = valid_BT | (torch.arange(batch.shape[1], device=batch.device) == 0)
-        x_BTD = self.embedding(batch) + self.position_TD[: batch.shape[1]]
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, attend_BT[:, None, None, :])
+    def encode(self, batch: Tensor, causal: bool | None = None) -> Encoded:
+        """Return the tokens and their pooled vector. batch: token ids [B, T], PAD_ID where there is none.
+
+        causal: whether a token sees only those before it; the tower's own setting if None.
+        """
+        return self.encode_embedded(self.embedding(batch), batch != PAD_ID, causal)
+
+    def encode_embedded(self, embedded_BTD: Tensor, valid_BT: Tensor, causal: bool | None = None) -> Encoded:
+        """Return the same from embedded tokens without positions: learned prompts enter here."""
+        causal = self.causal if causal is None else causal
+        length = embedded_BTD.shape[1]
+        x_BTD = embedded_BTD + self.position_TD[:length]
+        x_BTD = run(self.layers, x_BTD, _mask(valid_BT, causal), recompute=self.recompute and self.training)
         x_BTD = self.norm(x_BTD)
-        weight_BT1 = valid_BT[..., None].to(x_BTD.dtype)
-        pooled_BD = (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+        pooled_BD = _last(x_BTD, valid_BT) if causal else _mean(x_BTD, valid_BT)
         return Encoded(x_BTD, valid_BT, pooled_BD)
+
+
+def _mask(valid_BT: Tensor, causal: bool) -> Tensor:
+    length = valid_BT.shape[1]
+    # The first place is always attended to: a row of padding alone would otherwise divide nothing by nothing.
+    attend_BT = valid_BT | (torch.arange(length, device=valid_BT.device) == 0)
+    attend_B11T = attend_BT[:, None, None, :]
+    if not causal:
+        return attend_B11T
+    return attend_B11T & torch.ones(length, length, dtype=torch.bool, device=valid_BT.device).tril()
+
+
+def _mean(x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+    weight_BT1 = valid_BT[..., None].to(x_BTD.dtype)
+    return (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+
+
+def _last(x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+    place_T = torch.arange(valid_BT.shape[1], device=valid_BT.device)
+    last_B = (valid_BT * place_T).amax(1)
+    return x_BTD.gather(1, last_B[:, None, None].expand(-1, 1, x_BTD.shape[-1]))[:, 0]

@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 class Encoded(NamedTuple):
-    """What a tower makes of a batch: tokens for cross-attention and masked objectives, one vector for contrast."""
+    """What a tower makes of a batch: tokens for cross-attention and masked objectives, one vector for contrast.
+
+    grid: rows and columns of the tokens, where every row of the batch has the same full grid.
+    """
 
     tokens_BTD: Tensor
     valid_BT: Tensor
     pooled_BD: Tensor
+    grid: tuple[int, int] | None = None
 
 
 class Tower(Protocol):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from belvedere_training.model.config import VisionConfig
+from belvedere_training.model.config import ConvConfig
 from belvedere_training.model.tower import Encoded
 
 # B batch, C channels, H and W rows and columns of the grid, T = H * W tokens, D width
 
 
-def _conv_norm(num_in: int, num_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def conv_norm(num_in: int, num_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Return a convolution without bias and its batch norm."""
     convolution = nn.Conv2d(num_in, num_out, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(num_out))
 
@@ -21,14 +22,21 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, num_in: int, num_out: int, stride: int = 1, expansion: int = 1) -> None:
         super().__init__()
-        self.first = _conv_norm(num_in, expansion * num_out, 3, stride)
-        self.second = _conv_norm(expansion * num_out, num_out, 3)
+        self.first = conv_norm(num_in, expansion * num_out, 3, stride)
+        self.second = conv_norm(expansion * num_out, num_out, 3)
         same = stride == 1 and num_in == num_out
-        self.shortcut = nn.Identity() if same else _conv_norm(num_in, num_out, 1, stride)
+        self.shortcut = nn.Identity() if same else conv_norm(num_in, num_out, 1, stride)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the block's output on the (strided) grid."""
         return torch.relu(self.second(torch.relu(self.first(x_BCHW))) + self.shortcut(x_BCHW))
+
+
+def encoded(grid_BCHW: Tensor, pooled_BD: Tensor) -> Encoded:
+    """Return a grid of features as tokens, row after row."""
+    tokens_BTD = grid_BCHW.flatten(2).transpose(1, 2)
+    valid_BT = torch.ones(tokens_BTD.shape[:2], dtype=torch.bool, device=grid_BCHW.device)
+    return Encoded(tokens_BTD, valid_BT, pooled_BD, (grid_BCHW.shape[2], grid_BCHW.shape[3]))
 
 
 SILENT_EXPANSION = 8
@@ -49,9 +57,9 @@ def silent_block(width: int) -> ResidualBlock:
 class ConvTower(nn.Module):
     """Stem and residual stages, each halving the grid; the pooled vector keeps where things are."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: ConvConfig) -> None:
         super().__init__()
-        stages: list[nn.Module] = [_conv_norm(3, config.stem_width, 5, 2), nn.ReLU()]
+        stages: list[nn.Module] = [conv_norm(3, config.stem_width, 5, 2), nn.ReLU()]
         width = config.stem_width
         for stage, (stage_width, num_blocks) in enumerate(zip(config.widths, config.blocks, strict=True)):
             stages.append(ResidualBlock(width, stage_width, 2))
@@ -68,6 +76,4 @@ class ConvTower(nn.Module):
     def encode(self, batch: Tensor) -> Encoded:
         """Return the grid as tokens and its pooled vector. batch: normalised pixels [B, 3, S, S]."""
         grid_BCHW = self.stages(batch)
-        tokens_BTD = grid_BCHW.flatten(2).transpose(1, 2)
-        valid_BT = torch.ones(tokens_BTD.shape[:2], dtype=torch.bool, device=batch.device)
-        return Encoded(tokens_BTD, valid_BT, self.pool(grid_BCHW.flatten(1)))
+        return encoded(grid_BCHW, self.pool(grid_BCHW.flatten(1)))
