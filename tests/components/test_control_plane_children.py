@@ -12,6 +12,7 @@ from kubernetes import client, config
 
 from belvedere_operators.manifests.enginejob import engine_job
 from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayjob import ray_job
 from belvedere_operators.manifests.rayservice import ray_service
@@ -25,7 +26,9 @@ from belvedere_platform.store.kubernetes import KubernetesStore
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 DIGEST = "sha256:" + "b" * 64
-ENVIRONMENT = {"BELVEDERE_ARTIFACTS": "s3://artifacts", "BELVEDERE_STORE": "kubernetes://"}
+PODS = PodSettings(
+    image="belvedere:1", environment={"BELVEDERE_ARTIFACTS": "s3://artifacts", "BELVEDERE_STORE": "kubernetes://"}
+)
 SPECS = {
     "ModelService": {"model": "clip", "version": "v1", "rollout": {"gates": {"shadow": {}}}},
     "TrainingRun": {"model": "clip", "data": {"dataset": "emoji"}, "optimization": {"pairs": 1000}},
@@ -55,9 +58,7 @@ async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
 def of_service(owner: Manifest, child: str) -> Manifest:
     spec = ModelService.model_validate(owner).spec
     if child == "RayService":
-        return ray_service(
-            owner, spec, version="v2", engine_digest=DIGEST, replicas=2, image="belvedere:1", environment=ENVIRONMENT
-        )
+        return ray_service(owner, spec, version="v2", engine_digest=DIGEST, replicas=2, pods=PODS)
     if child == "PrometheusRule":
         return prometheus_rule(owner, spec, stable="v1", candidate="v2")
     return gateway_route(owner, spec, weights={"v1": 95, "v2": 5}, shadow=("v1", "v2"))
@@ -70,8 +71,7 @@ def of_run(owner: Manifest, child: str) -> Manifest:
         attempt=1,
         data_digest=DIGEST,
         parent_digest=None,
-        environment=ENVIRONMENT,
-        image="belvedere:1",
+        pods=PODS,
     )
 
 
@@ -81,8 +81,7 @@ def of_engine(owner: Manifest, child: str) -> Manifest:
         metadata=owner["metadata"],
         model_digest=DIGEST,
         tag="engines/x",
-        environment=ENVIRONMENT,
-        image="belvedere:1",
+        pods=PODS,
     )
 
 

@@ -50,7 +50,9 @@ class RunConfig(TrainingRunSpec):
 
     def digest(self) -> str:
         """Return the digest of what decides the outcome: everything but who runs it, where, and on how many workers."""
-        document = self.model_dump(mode="json", by_alias=True, exclude={"run", "workers", "suspend", "resume"})
+        document = self.model_dump(
+            mode="json", by_alias=True, exclude={"run", "workers", "suspend", "resume", "queue", "pod"}
+        )
         return "sha256:" + hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

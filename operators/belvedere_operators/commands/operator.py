@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from belvedere_platform.cli.options import artifacts_option, settings, store_option, verbose_option
 from belvedere_platform.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from belvedere_operators.controlplane.cluster import Candidacy
 
-@click.command()
+PREFIX = "BELVEDERE_OPERATOR"
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": PREFIX},
+    epilog=f"Every option can be given by the environment, too: --pod-defaults as {PREFIX}_POD_DEFAULTS.",
+)
 @click.option(
     "--embedded", is_flag=True, help="Act on this machine: run the children as processes, Ray jobs and so on."
 )
@@ -25,7 +38,19 @@ from belvedere_platform.errors import InvalidInput
 )
 @click.option("--gateway-url", help="Where clients reach the gateway; shown in status.")
 @click.option("--image", default="belvedere:dev", show_default=True, help="Image of what the operator starts.")
-@click.option("--watch-namespace", help="Act on this namespace only.")
+@click.option(
+    "--pod-defaults",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="YAML file with what all pods of children get: sections all, training, engines, serving (docs/cluster.md).",
+)
+@click.option(
+    "--watch-namespace", "namespaces", multiple=True, metavar="NAME", help="Act on this namespace only. Repeatable."
+)
+@click.option(
+    "--lease",
+    metavar="NAMESPACE/NAME",
+    help="Act only while holding this Lease, so that several operators may run. Without it there must be one only.",
+)
 @click.option("--instance", default="cluster", show_default=True, help="Id of this installation.")
 @artifacts_option
 @store_option
@@ -38,31 +63,60 @@ def operator(
     alerts_secret_file: Path | None,
     gateway_url: str | None,
     image: str,
-    watch_namespace: str | None,
+    pod_defaults: Path | None,
+    namespaces: tuple[str, ...],
+    lease: str | None,
     instance: str,
 ) -> None:
     """Run the control plane in the foreground (`belvedere up` runs it for you)."""
     if embedded:
         _run_embedded()
         return
-    if alerts_secret_file is None:
-        raise InvalidInput("--alerts-secret-file is missing: without a secret anybody could abort a rollout")
     from belvedere_operators.controllers.context import Settings
     from belvedere_operators.controlplane.cluster import run_in_cluster
     from belvedere_operators.controlplane.logs import log_to
+    from belvedere_operators.manifests.pods import in_containers, read_pod_defaults
+    from belvedere_platform.resources.pod_patch import PodDefaults
 
-    log_to(None, verbose=settings().verbose)
     told = Settings(
         instance=instance,
         artifacts_url=settings().artifacts_url,
         store_url=settings().store_url,
-        namespace=watch_namespace,
+        namespaces=namespaces,
         prometheus_url=prometheus_url,
-        alerts_secret=alerts_secret_file.read_text().strip(),
+        alerts_secret=_secret(alerts_secret_file),
         gateway_url=gateway_url,
         image=image,
+        pod_defaults=in_containers(read_pod_defaults(pod_defaults) if pod_defaults else PodDefaults()),
     )
-    asyncio.run(run_in_cluster(told, address=address, port=port))
+    candidacy = _candidacy(lease, os.environ)
+    log_to(None, verbose=settings().verbose)
+    asyncio.run(run_in_cluster(told, address=address, port=port, candidacy=candidacy))
+
+
+def _secret(path: Path | None) -> str:
+    if path is None:
+        raise InvalidInput("--alerts-secret-file is missing: without a secret anybody could abort a rollout")
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InvalidInput(f"--alerts-secret-file {path} cannot be read: {error.strerror}") from error
+    if not secret:
+        raise InvalidInput(f"--alerts-secret-file {path} is empty: put a secret into it")
+    return secret
+
+
+def _candidacy(lease: str | None, environment: Mapping[str, str]) -> Candidacy | None:
+    from belvedere_operators.controlplane.cluster import Candidacy
+
+    if lease is None:
+        return None
+    namespace, separator, name = lease.partition("/")
+    if not separator or not namespace or not name or "/" in name:
+        raise InvalidInput(f"--lease is {lease!r}; it must be NAMESPACE/NAME")
+    # A pod that is started again under its name is another candidate than the one that was killed.
+    identity = f"{environment.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    return Candidacy(namespace=namespace, name=name, identity=identity)
 
 
 def _run_embedded() -> None:

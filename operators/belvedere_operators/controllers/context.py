@@ -10,9 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.runtime import Caches, Clock
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.artifacts.layout import canonical
+from belvedere_platform.resources.pod_patch import PodDefaults
 from belvedere_platform.store import ObjectStore
 
 
@@ -24,8 +26,8 @@ class Settings:
     artifacts_url: str
     store_url: str
     home: str = ""
-    namespace: str | None = None
-    """The one namespace to act on; None for all."""
+    namespaces: tuple[str, ...] = ()
+    """The namespaces to act on; none for all."""
     prometheus_url: str = "http://127.0.0.1:9090"
     alerts_secret: str = ""
     """Bearer secret that Alertmanager sends to the webhook."""
@@ -36,6 +38,9 @@ class Settings:
     """CPUs that replicas may use; None when the cluster does not say."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More environment for every child."""
+
+    pod_defaults: PodDefaults = field(default_factory=PodDefaults)
+    """What the installation says of the pods of children."""
 
     toolchain: Mapping[str, str] = field(default_factory=lambda: installed_toolchain())
     """Versions of what builds engines; part of an engine's key, so that another toolchain builds anew."""
@@ -54,6 +59,11 @@ class Settings:
             "BELVEDERE_INSTANCE": self.instance,
         }
         return {**{name: value for name, value in given.items() if value}, **self.environment}
+
+    @property
+    def pods(self) -> PodSettings:
+        """Return how the pods of children are set up."""
+        return PodSettings(image=self.image, environment=self.child_environment(), defaults=self.pod_defaults)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,7 @@ def _raise_if_ended(installation: Installation) -> None:
 def _last_logged(path: Path) -> str:
     line = read_tail(path, 1)
     try:
-        return str(json.loads(line)["message"])
+        return str(json.loads(line)["event"])
     except (ValueError, KeyError):
         return line
 

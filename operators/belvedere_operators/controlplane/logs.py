@@ -1,32 +1,14 @@
-"""Structured logs: one JSON object a line."""
+"""Where the control plane's log goes: JSON lines, into a file that is turned over or to standard error."""
 
 from __future__ import annotations
 
-import json
 import logging
 import logging.handlers
-from datetime import UTC, datetime
 from pathlib import Path
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+from belvedere_platform.telemetry.logging import JsonFormatter
+
 QUIET = ("httpx", "httpcore", "asyncio", "aiohttp.access")
-
-
-class JsonLines(logging.Formatter):
-    """Formats a record as one line; what was given as `extra` becomes fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        fields: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False, default=str)
 
 
 def log_to(path: Path | None, *, verbose: bool) -> None:
@@ -38,7 +20,7 @@ def log_to(path: Path | None, *, verbose: bool) -> None:
         )
     else:
         handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

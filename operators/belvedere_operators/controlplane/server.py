@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -11,23 +11,34 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 
 from belvedere_operators.alerts.webhook import AlertWebhook
 from belvedere_operators.runtime import ControlPlane
-from belvedere_platform.errors import BelvedereError, Unavailable
+from belvedere_platform.errors import BelvedereError, NotFound, Unavailable
 from belvedere_platform.store import ObjectStore
-from belvedere_platform.store.kinds import DEPLOYMENT
+from belvedere_platform.store.kinds import DEPLOYMENT, MODEL_SERVICE
 
+READY = "ready"
 Parts = dict[str, str]
 """By part: `ready`, or why not."""
 
 
-async def control_plane_parts(store: ObjectStore, plane: ControlPlane) -> Parts:
+async def control_plane_parts(store: ObjectStore, plane: ControlPlane, namespaces: Sequence[str] = ()) -> Parts:
     """Say whether the store answers and the caches are filled."""
-    parts = {"control plane": "ready" if plane.ready.is_set() else "reading the store"}
+    waiting = "; ".join(("reading the store", *plane.problems()))
+    return {
+        "control plane": "ready" if plane.ready.is_set() else waiting,
+        "store": await store_part(store, namespaces),
+    }
+
+
+async def store_part(store: ObjectStore, namespaces: Sequence[str] = ()) -> str:
+    """Say whether the store answers."""
     try:
-        await store.list(DEPLOYMENT, "default")
-        parts["store"] = "ready"
+        # Needs no right but one that the controllers need anyway, and costs the same however many objects there are.
+        await store.get(MODEL_SERVICE, "readiness", namespaces[0] if namespaces else "default")
+    except NotFound:
+        return READY
     except BelvedereError as error:
-        parts["store"] = str(error)
-    return parts
+        return str(error)
+    return READY
 
 
 async def platform_parts(store: ObjectStore, namespace: str) -> Parts:
@@ -54,6 +65,8 @@ class OperatorServer:
     port: int
     parts: Callable[[], Awaitable[Parts]]
     webhook: AlertWebhook | None
+    stuck: Callable[[], Sequence[str]] = tuple
+    """What has hung so long that only a new process helps."""
     registry: CollectorRegistry = REGISTRY
     name: str = "server"
 
@@ -76,12 +89,16 @@ class OperatorServer:
     def application(self) -> web.Application:
         """Return the application."""
         application = web.Application(client_max_size=2**21)
-        application.router.add_get("/healthz", _health)
+        application.router.add_get("/healthz", self._health)
         application.router.add_get("/readyz", self._readiness)
         application.router.add_get("/metrics", self._metrics)
         if self.webhook is not None:
             self.webhook.add_to(application)
         return application
+
+    async def _health(self, request: web.Request) -> web.Response:
+        stuck = self.stuck()
+        return web.Response(text="\n".join(stuck) or "ok\n", status=503 if stuck else 200)
 
     async def _readiness(self, request: web.Request) -> web.Response:
         try:
@@ -93,10 +110,6 @@ class OperatorServer:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(self.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-async def _health(request: web.Request) -> web.Response:
-    return web.Response(text="ok\n")
 
 
 async def _for_ever() -> None:

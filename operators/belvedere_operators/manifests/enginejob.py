@@ -8,6 +8,7 @@ from typing import Any
 
 from belvedere_operators.manifests.naming import LONGEST_JOB, child_name
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
+from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
 from belvedere_platform.resources.engine import EngineSpec, ParityGate
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB
@@ -33,8 +34,7 @@ def engine_job(
     metadata: Mapping[str, Any],
     model_digest: str,
     tag: str,
-    environment: Mapping[str, str],
-    image: str,
+    pods: PodSettings,
 ) -> Manifest:
     """Return the Job that builds an Engine and pushes it under the tag."""
     arguments = [
@@ -53,10 +53,9 @@ def engine_job(
     }
     container = {
         "name": "build",
-        "image": image,
         "command": ["belvedere"],
         "args": arguments,
-        "env": [{"name": key, "value": value} for key, value in sorted(environment.items())],
+        "env": env_list(pods.environment),
     }
     return {
         "apiVersion": JOB.api_version,
@@ -71,9 +70,13 @@ def engine_job(
         },
         "spec": {
             "backoffLimit": 1,
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {"restartPolicy": "Never", "containers": [container]},
-            },
+            "template": pod_template(
+                container,
+                duty="engines",
+                pods=pods,
+                patch=spec.pod,
+                labels=labels,
+                spec={"restartPolicy": "Never"},
+            ),
         },
     }

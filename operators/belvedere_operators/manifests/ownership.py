@@ -9,6 +9,7 @@ from belvedere_platform.store import Manifest
 
 SERVICE_LABEL = "belvedere.dev/service"
 VERSION_LABEL = "belvedere.dev/version"
+ROLE_LABEL = "belvedere.dev/role"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "belvedere"}
 
 

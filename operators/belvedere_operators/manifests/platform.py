@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from belvedere_operators.alerts.alertmanager import alertmanager_config
+from belvedere_operators.manifests.rayservice import SLOT
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import CONFIG_MAP, DEPLOYMENT, SECRET
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from belvedere_operators.controlplane.installation import Installation
 
 NAMESPACE = "belvedere-system"
+MOST_REPLICAS = 10_000
 LABELS = {"app.kubernetes.io/part-of": "belvedere", "app.kubernetes.io/managed-by": "belvedere"}
 RAY_ENVIRONMENT: Mapping[str, str] = {
     # Ray calls it that because only there it is the default: every part listens on the loopback address alone.
@@ -61,6 +64,8 @@ def ray(installation: Installation) -> Manifest:
         f"--ray-client-server-port={ports['ray-client']}",
         f"--metrics-export-port={ports['ray-metrics']}",
         f"--num-cpus={installation.num_cpus}",
+        # In a cluster each worker pod has one slot, so that it carries one replica; here all replicas are on one node.
+        f"--resources={json.dumps({SLOT: MOST_REPLICAS})}",
         f"--object-store-memory={installation.object_store_mebibytes * 2**20}",
         f"--temp-dir={installation.ray_directory}",
     ]  # fmt: skip

@@ -10,15 +10,23 @@ import yaml
 
 from belvedere_operators.manifests.naming import LONGEST_RAY_JOB, child_name
 from belvedere_operators.manifests.ownership import MANAGED_BY, owner_reference
+from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
+from belvedere_operators.manifests.raycluster import (
+    GPU,
+    RAY_ENVIRONMENT,
+    RAY_VERSION,
+    head_container,
+    worker_container,
+)
 from belvedere_platform.resources.training_run import TrainingRunSpec, WorkerResources
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_JOB, TRAINING_RUN
 
-RAY_VERSION = "2.60.0"
 CONFIG_VARIABLE = "BELVEDERE_TRAINING_CONFIG"
 RUN_LABEL = "belvedere.dev/training-run"
 ATTEMPT_ANNOTATION = "belvedere.dev/attempt"
 DATA_ANNOTATION = "belvedere.dev/data-digest"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PARENT_ANNOTATION = "belvedere.dev/parent-digest"
 
 
@@ -36,7 +44,7 @@ def training_config(
     parent_digest: str | None,
 ) -> dict[str, Any]:
     """Return what `belvedere train` reads: the spec, with names resolved to digests."""
-    config = spec.model_dump(by_alias=True, exclude_none=True, mode="json")
+    config = spec.model_dump(by_alias=True, exclude_none=True, mode="json", exclude={"pod", "queue"})
     config["dataDigest"] = data_digest
     if parent_digest is not None:
         config["parentDigest"] = parent_digest
@@ -56,27 +64,27 @@ def ray_job(
     attempt: int,
     data_digest: str,
     parent_digest: str | None,
-    environment: Mapping[str, str],
-    image: str,
+    pods: PodSettings,
 ) -> Manifest:
     """Return the RayJob of an attempt."""
     config = training_config(
         spec, metadata=metadata, attempt=attempt, data_digest=data_digest, parent_digest=parent_digest
     )
     variables = {
-        **environment,
+        **pods.environment,
         CONFIG_VARIABLE: json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
     }
     annotations = {ATTEMPT_ANNOTATION: str(attempt), DATA_ANNOTATION: data_digest}
     if parent_digest is not None:
         annotations[PARENT_ANNOTATION] = parent_digest
+    labels = {RUN_LABEL: metadata["name"], **MANAGED_BY}
     return {
         "apiVersion": RAY_JOB.api_version,
         "kind": RAY_JOB.kind,
         "metadata": {
             "name": ray_job_name(metadata["name"], attempt),
             "namespace": metadata["namespace"],
-            "labels": {RUN_LABEL: metadata["name"], **MANAGED_BY},
+            "labels": {**labels, **({QUEUE_LABEL: spec.queue} if spec.queue else {})},
             "annotations": annotations,
             "ownerReferences": [
                 owner_reference(
@@ -92,23 +100,34 @@ def ray_job(
             "backoffLimit": 0,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 60,
-            "suspend": spec.suspend,
-            "rayClusterSpec": _cluster(spec, environment, image),
+            # A job in a queue begins suspended, and from then on it is the queue's to let it run or not.
+            "suspend": spec.suspend or spec.queue is not None,
+            "rayClusterSpec": _cluster(spec, pods, labels),
         },
     }
 
 
-def _cluster(spec: TrainingRunSpec, environment: Mapping[str, str], image: str) -> dict[str, Any]:
+def _cluster(spec: TrainingRunSpec, pods: PodSettings, labels: Mapping[str, str]) -> dict[str, Any]:
     resources = spec.workers.resources
     start = {"num-cpus": f"{max(1, round(resources.cpu))}"}
     if resources.gpu:
         start["num-gpus"] = f"{resources.gpu:g}"
+
+    def pod(container: Mapping[str, Any]) -> Manifest:
+        return pod_template(
+            {**container, "env": env_list({**pods.environment, **RAY_ENVIRONMENT})},
+            duty="training",
+            pods=pods,
+            patch=spec.pod,
+            labels=labels,
+        )
+
     driver = WorkerResources(cpu=1, memory="2Gi")
     return {
         "rayVersion": RAY_VERSION,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": _pod("ray-head", driver, environment, image),
+            "template": pod(head_container("ray-head", asked(driver))),
         },
         "workerGroupSpecs": [
             {
@@ -117,29 +136,15 @@ def _cluster(spec: TrainingRunSpec, environment: Mapping[str, str], image: str) 
                 "minReplicas": spec.workers.min,
                 "maxReplicas": spec.workers.max,
                 "rayStartParams": start,
-                "template": _pod("ray-worker", resources, environment, image),
+                "template": pod(worker_container("ray-worker", asked(resources))),
             }
         ],
     }
 
 
-def _pod(name: str, resources: WorkerResources, environment: Mapping[str, str], image: str) -> dict[str, Any]:
-    asked = {"cpu": f"{resources.cpu:g}", "memory": resources.memory}
-    limits = dict(asked)
+def asked(resources: WorkerResources) -> dict[str, Any]:
+    """Return the resources of a container: accelerators are asked for and limited alike, as Kubernetes demands."""
+    requests = {"cpu": f"{resources.cpu:g}", "memory": resources.memory}
     if resources.gpu:
-        limits["nvidia.com/gpu"] = asked["nvidia.com/gpu"] = f"{resources.gpu:g}"
-    variables = {**environment, "RAY_AUTH_MODE": "disabled"}
-    return {
-        "spec": {
-            "containers": [
-                {
-                    "name": name,
-                    "image": image,
-                    "env": [{"name": key, "value": value} for key, value in sorted(variables.items())],
-                    "resources": {"requests": asked, "limits": limits},
-                    "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
-                }
-            ],
-            "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
-        }
-    }
+        requests[GPU] = f"{resources.gpu:g}"
+    return {"requests": requests, "limits": dict(requests)}

@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from belvedere_operators.manifests.ownership import child_metadata, service_labels
+from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
+from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
+from belvedere_operators.manifests.raycluster import RAY_ENVIRONMENT, RAY_VERSION, head_container, worker_container
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_SERVICE
@@ -15,11 +17,12 @@ from belvedere_platform.store.kinds import RAY_SERVICE
 APPLICATION = "belvedere_serving.server.app:build"
 GRPC_SERVICER = "belvedere_serving.server.grpc_service.add_to_server"
 INGRESS = "V2Server"
-RAY_VERSION = "2.60.0"
 CPUS_ANNOTATION = "belvedere.dev/cpus"
+SLOT = "belvedere_slot"
+"""A Ray resource of which each worker pod has one and each replica takes one: so no two share a pod."""
 
-RAY_ENVIRONMENT: Mapping[str, str] = {
-    "RAY_AUTH_MODE": "disabled",
+SERVE_ENVIRONMENT: Mapping[str, str] = {
+    **RAY_ENVIRONMENT,
     # Each replica listens on ports of its own, so that the gateway reaches it without Serve's proxy between.
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
     "RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0",
@@ -39,8 +42,7 @@ def ray_service(
     version: str,
     engine_digest: str,
     replicas: int,
-    image: str,
-    environment: Mapping[str, str],
+    pods: PodSettings,
 ) -> Manifest:
     """Return the RayService for a version with so many replicas."""
     service, namespace = owner["metadata"]["name"], owner["metadata"]["namespace"]
@@ -51,7 +53,7 @@ def ray_service(
         "model": spec.model,
         "version": version,
         "engineDigest": engine_digest,
-        "artifacts": environment.get("BELVEDERE_ARTIFACTS", ""),
+        "artifacts": pods.environment.get("BELVEDERE_ARTIFACTS", ""),
         "maxBatchSize": spec.batching.max_batch_size,
         "batchWaitMilliseconds": spec.batching.wait_milliseconds,
         "maxQueuedRequests": spec.batching.max_queued_requests,
@@ -65,7 +67,7 @@ def ray_service(
         ),
         "spec": {
             "serveConfigV2": _serve_config(service, version, spec, arguments, replicas),
-            "rayClusterConfig": _cluster(spec, service, version, replicas, image, {**RAY_ENVIRONMENT, **environment}),
+            "rayClusterConfig": _cluster(spec, service, version, replicas, pods),
         },
     }
 
@@ -79,7 +81,7 @@ def _serve_config(
         # How many requests Serve lets in is the application's to say: its own queue must fill first, and refuses in V2.
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         "graceful_shutdown_wait_loop_s": 1,
-        "ray_actor_options": {"num_cpus": spec.resources.cpu},
+        "ray_actor_options": {"num_cpus": spec.resources.cpu, "resources": {SLOT: 1}},
     }
     config = {
         "http_options": {"host": "0.0.0.0", "port": 8000},
@@ -98,30 +100,25 @@ def _serve_config(
     return json.dumps(config, indent=1, sort_keys=True)
 
 
-def _cluster(
-    spec: ModelServiceSpec, service: str, version: str, replicas: int, image: str, environment: Mapping[str, str]
-) -> dict[str, Any]:
-    def pod(cpu: float, memory: str) -> dict[str, Any]:
-        container = {
-            "name": "ray",
-            "image": image,
-            "env": [{"name": name, "value": value} for name, value in sorted(environment.items())],
-            "resources": {"requests": {"cpu": f"{cpu:g}", "memory": memory}, "limits": {"memory": memory}},
-            # KubeRay's own probe asks Serve's proxy, which direct ingress does not start on workers.
-            "readinessProbe": {
-                "httpGet": {"path": "/api/local_raylet_healthz", "port": 52365},
-                "periodSeconds": 2,
-                "failureThreshold": 10,
-            },
-        }
-        labels = service_labels(service, version)
-        return {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, pods: PodSettings) -> dict[str, Any]:
+    labels = service_labels(service, version)
+    cpu, memory = spec.resources.cpu, spec.resources.memory
+
+    def pod(container: Mapping[str, Any], role: str) -> Manifest:
+        return pod_template(
+            {**container, "env": env_list({**pods.environment, **SERVE_ENVIRONMENT})},
+            duty="serving",
+            pods=pods,
+            patch=spec.pod,
+            labels={**labels, ROLE_LABEL: role},
+            spec=_spread(labels) if role == "replica" else None,
+        )
 
     return {
         "rayVersion": RAY_VERSION,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": pod(0.5, "2Gi"),
+            "template": pod(head_container("ray", _resources(0.5, "2Gi")), "head"),
         },
         "workerGroupSpecs": [
             {
@@ -129,8 +126,30 @@ def _cluster(
                 "replicas": replicas,
                 "minReplicas": replicas,
                 "maxReplicas": replicas,
-                "rayStartParams": {"num-cpus": f"{math.ceil(spec.resources.cpu)}"},
-                "template": pod(spec.resources.cpu, spec.resources.memory),
+                "rayStartParams": {
+                    "num-cpus": f"{math.ceil(cpu)}",
+                    # KubeRay puts this into a shell command as it is, so it brings its own quotes.
+                    "resources": json.dumps(json.dumps({SLOT: 1})),
+                },
+                "template": pod(worker_container("ray", _resources(cpu, memory)), "replica"),
             }
         ],
     }
+
+
+def _resources(cpu: float, memory: str) -> dict[str, Any]:
+    return {"requests": {"cpu": f"{cpu:g}", "memory": memory}, "limits": {"memory": memory}}
+
+
+def _spread(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return what keeps the replicas of one version apart, first over zones, then over nodes, as far as there are any."""
+
+    def over(key: str) -> dict[str, Any]:
+        return {
+            "maxSkew": 1,
+            "topologyKey": key,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {**labels, ROLE_LABEL: "replica"}},
+        }
+
+    return {"topologySpreadConstraints": [over("topology.kubernetes.io/zone"), over("kubernetes.io/hostname")]}

@@ -12,13 +12,16 @@ from belvedere_operators.runtime.controller import (
     own_key,
     owner_keys,
 )
+from belvedere_operators.runtime.copies import key_of
 from belvedere_operators.runtime.events import EventRecorder
 from belvedere_operators.runtime.queue import Key, WorkQueue
-from belvedere_operators.runtime.reflector import Caches, Reflector, key_of
+from belvedere_operators.runtime.reading import CachedStore, MeteredStore
+from belvedere_operators.runtime.reflector import Caches, Reflector
 from belvedere_operators.runtime.service import ControlPlane, Runnable
 
 __all__ = [
     "After",
+    "CachedStore",
     "Caches",
     "Check",
     "Clock",
@@ -28,6 +31,7 @@ __all__ = [
     "Failure",
     "FakeClock",
     "Key",
+    "MeteredStore",
     "Reflector",
     "Runnable",
     "SystemClock",

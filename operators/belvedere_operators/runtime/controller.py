@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from prometheus_client import Counter, Gauge, Histogram
 
 from belvedere_operators.runtime.clock import Clock
+from belvedere_operators.runtime.copies import key_of
 from belvedere_operators.runtime.queue import Key, WorkQueue
-from belvedere_operators.runtime.reflector import Caches, Reflector, key_of
+from belvedere_operators.runtime.reflector import Caches, Reflector
 from belvedere_platform.errors import BelvedereError, Conflict
 from belvedere_platform.store import Kind, Manifest
 
 log = logging.getLogger(__name__)
 
+STUCK_SECONDS = 900.0
+"""Every wait inside a reconcile has a deadline, and all of them together are far below this."""
 QUEUE_DEPTH = Gauge("belvedere_queue_depth", "Keys that wait to be reconciled", ["controller"])
 RECONCILE_SECONDS = Histogram("belvedere_reconcile_seconds", "Time to reconcile one key", ["controller"])
 RECONCILE_ERRORS = Counter("belvedere_reconcile_errors_total", "Reconciles that failed", ["controller", "error"])
@@ -97,6 +100,7 @@ class Controller:
         self._reconcile = reconcile
         self._clock = clock
         self._workers = workers
+        self._busy_since: dict[Key, float] = {}
         self._sources: list[Reflector] = [caches.of(kind, labels)]
         self._subscribe(self._sources[0], own_key)
         for other in watched:
@@ -115,9 +119,18 @@ class Controller:
         finally:
             self.queue.close()
 
+    def stuck(self) -> list[str]:
+        """Name the keys whose reconcile should have ended long ago."""
+        now = self._clock.monotonic()
+        return [
+            f"{self.kind.kind} {key} has been reconciled for {now - since:.0f} s"
+            for key, since in self._busy_since.items()
+            if now - since > STUCK_SECONDS
+        ]
+
     async def reconcile_one(self, key: Key) -> None:
         """Reconcile one key now and requeue, back off or give up as the outcome says."""
-        started = self._clock.monotonic()
+        started = self._busy_since[key] = self._clock.monotonic()
         try:
             after = await self._reconcile(key)
         except Terminal as error:
@@ -141,6 +154,7 @@ class Controller:
             if after is not None:
                 self.queue.add_after(key, after.seconds)
         finally:
+            del self._busy_since[key]
             RECONCILE_SECONDS.labels(self.name).observe(self._clock.monotonic() - started)
 
     async def _work(self) -> None:

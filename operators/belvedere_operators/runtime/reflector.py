@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 
 from prometheus_client import Counter
 
 from belvedere_operators.runtime.clock import Clock
+from belvedere_operators.runtime.copies import Copies
 from belvedere_operators.runtime.queue import Key
 from belvedere_platform.errors import Gone, Unavailable
 from belvedere_platform.store import Kind, Manifest, ObjectStore
@@ -23,14 +24,8 @@ LONG_WATCH_SECONDS = 5.0
 LISTS = Counter("belvedere_reflector_lists_total", "Times a kind was listed anew", ["kind"])
 
 
-def key_of(manifest: Manifest) -> Key:
-    """Return the key of an object."""
-    metadata = manifest["metadata"]
-    return Key(metadata.get("namespace", ""), metadata["name"])
-
-
 class Reflector:
-    """Objects read from here are shared: read them, never change them."""
+    """Objects read from here are shared: read them, never change them. Without namespaces it follows all of them."""
 
     def __init__(
         self,
@@ -38,41 +33,120 @@ class Reflector:
         kind: Kind,
         *,
         clock: Clock,
-        namespace: str | None = None,
+        namespaces: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         random: Random | None = None,
     ) -> None:
         self.kind = kind
         self.synced = asyncio.Event()
-        self._store = store
-        self._clock = clock
-        self._namespace = namespace
         self._labels = dict(labels) if labels else None
-        self._random = random or Random()
-        self._objects: dict[Key, Manifest] = {}
+        self._copies = Copies()
         self._handlers: list[Handler] = []
-        self._version: str | None = None
-        self._delay_seconds = FIRST_DELAY_SECONDS
+        self._followers = tuple(
+            _Follower(
+                store,
+                kind,
+                clock=clock,
+                namespace=namespace,
+                labels=self._labels,
+                random=random or Random(),
+                listed=self._listed,
+                changed=self._changed,
+            )
+            for namespace in (namespaces or (None,))
+        )
+
+    @property
+    def problem(self) -> str | None:
+        """Why the store cannot be followed just now; None when it can."""
+        return next((follower.problem for follower in self._followers if follower.problem), None)
 
     def subscribe(self, handler: Handler) -> None:
         """Call the handler with each object that is there, comes, changes, goes or vanished between two lists."""
         self._handlers.append(handler)
-        for manifest in self._objects.values():
+        for manifest in self._copies.all():
             handler(manifest)
 
     def get(self, key: Key) -> Manifest | None:
         """Return the object last seen, or None."""
-        return self._objects.get(key)
+        return self._copies.get(key)
 
-    def list(self, namespace: str | None = None) -> list[Manifest]:
+    def list(self, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """Return the objects last seen, in the order of their names."""
-        return [self._objects[key] for key in sorted(self._objects) if namespace is None or key.namespace == namespace]
+        return self._copies.select(namespace, labels or {})
+
+    def learn(self, manifest: Manifest) -> None:
+        """Take what a write answered, so that the next read sees it even before the watch does."""
+        if self._concerns(manifest):
+            self._copies.put(_trimmed(manifest))
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        if len(self._followers) == 1:
+            await self._followers[0].run()
+        async with asyncio.TaskGroup() as group:
+            for follower in self._followers:
+                group.create_task(follower.run())
+
+    def _concerns(self, manifest: Manifest) -> bool:
+        metadata = manifest["metadata"]
+        followed = any(follower.namespace in (None, metadata.get("namespace")) for follower in self._followers)
+        carried = metadata.get("labels") or {}
+        return followed and all(carried.get(name) == value for name, value in (self._labels or {}).items())
+
+    def _listed(self, manifests: Iterable[Manifest], namespace: str | None, version: str) -> None:
+        found = [_trimmed(manifest) for manifest in manifests]
+        vanished = self._copies.replace(found, namespace, version)
+        if all(follower.version is not None for follower in self._followers):
+            self.synced.set()
+        for manifest in (*found, *vanished):
+            self._report(manifest)
+
+    def _changed(self, manifest: Manifest, deleted: bool) -> None:
+        manifest = _trimmed(manifest)
+        if deleted:
+            self._copies.drop(manifest)
+        else:
+            self._copies.put(manifest)
+        self._report(manifest)
+
+    def _report(self, manifest: Manifest) -> None:
+        for handler in self._handlers:
+            handler(manifest)
+
+
+class _Follower:
+    """The list and watch of one namespace, or of all."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        kind: Kind,
+        *,
+        clock: Clock,
+        namespace: str | None,
+        labels: Mapping[str, str] | None,
+        random: Random,
+        listed: Callable[[Iterable[Manifest], str | None, str], None],
+        changed: Callable[[Manifest, bool], None],
+    ) -> None:
+        self.namespace = namespace
+        self.version: str | None = None
+        self.problem: str | None = None
+        self._store = store
+        self._kind = kind
+        self._clock = clock
+        self._labels = labels
+        self._random = random
+        self._listed = listed
+        self._changed = changed
+        self._delay_seconds = FIRST_DELAY_SECONDS
 
     async def run(self) -> None:
         """List and watch until cancelled."""
         while True:
             try:
-                if self._version is None:
+                if self.version is None:
                     await self._relist()
                 started = self._clock.monotonic()
                 await self._watch()
@@ -80,52 +154,38 @@ class Reflector:
                 if self._clock.monotonic() - started > LONG_WATCH_SECONDS:
                     self._delay_seconds = FIRST_DELAY_SECONDS
             except Gone:
-                self._version = None
+                self.version = None
             except Unavailable as error:
-                log.warning("cannot watch %s: %s", self.kind.plural, error)
+                self.problem = str(error)
+                log.warning("cannot watch %s: %s", self._kind.plural, error)
             await self._clock.sleep(self._delay_seconds * self._random.uniform(0.5, 1.0))
             self._delay_seconds = min(LONGEST_DELAY_SECONDS, self._delay_seconds * 2)
 
     async def _relist(self) -> None:
-        listing = await self._store.list(self.kind, self._namespace, labels=self._labels)
-        LISTS.labels(self.kind.kind).inc()
-        before = self._objects
-        self._objects = {key_of(manifest): _trimmed(manifest) for manifest in listing.items}
-        self._version = listing.resource_version
-        self.synced.set()
-        for manifest in self._objects.values():
-            self._report(manifest)
-        for key, manifest in before.items():
-            if key not in self._objects:
-                self._report(manifest)
+        listing = await self._store.list(self._kind, self.namespace, labels=self._labels)
+        LISTS.labels(self._kind.kind).inc()
+        self.version = listing.resource_version
+        self.problem = None
+        self._listed(listing.items, self.namespace, listing.resource_version)
 
     async def _watch(self) -> None:
-        assert self._version is not None
-        events = self._store.watch(self.kind, self._namespace, resource_version=self._version, labels=self._labels)
+        assert self.version is not None
+        events = self._store.watch(self._kind, self.namespace, resource_version=self.version, labels=self._labels)
         async for event in events:
-            self._version = event.object["metadata"]["resourceVersion"]
+            self.version = event.object["metadata"]["resourceVersion"]
             self._delay_seconds = FIRST_DELAY_SECONDS
-            if event.type == "BOOKMARK":
-                continue
-            manifest = _trimmed(event.object)
-            if event.type == "DELETED":
-                self._objects.pop(key_of(manifest), None)
-            else:
-                self._objects[key_of(manifest)] = manifest
-            self._report(manifest)
-
-    def _report(self, manifest: Manifest) -> None:
-        for handler in self._handlers:
-            handler(manifest)
+            self.problem = None
+            if event.type != "BOOKMARK":
+                self._changed(event.object, event.type == "DELETED")
 
 
 class Caches:
-    """The reflectors of one process: one for each kind, namespace and label selector, however many controllers read it."""
+    """The reflectors of one process: one for each kind and label selector, however many controllers read it."""
 
-    def __init__(self, store: ObjectStore, *, clock: Clock, namespace: str | None = None) -> None:
+    def __init__(self, store: ObjectStore, *, clock: Clock, namespaces: Sequence[str] = ()) -> None:
         self._store = store
         self._clock = clock
-        self._namespace = namespace
+        self._namespaces = tuple(namespaces)
         self._reflectors: dict[tuple[Kind, tuple[tuple[str, str], ...]], Reflector] = {}
 
     def of(self, kind: Kind, labels: Mapping[str, str] | None = None) -> Reflector:
@@ -133,7 +193,7 @@ class Caches:
         selector = tuple(sorted((labels or {}).items()))
         if (kind, selector) not in self._reflectors:
             self._reflectors[kind, selector] = Reflector(
-                self._store, kind, clock=self._clock, namespace=self._namespace, labels=labels
+                self._store, kind, clock=self._clock, namespaces=self._namespaces, labels=labels
             )
         return self._reflectors[kind, selector]
 

@@ -32,6 +32,14 @@ class ControlPlane:
         """Ask `run` to end."""
         self._stop.set()
 
+    def problems(self) -> list[str]:
+        """Say of each kind that has not been read yet why not, as far as that is known."""
+        return [
+            f"{reflector.kind.plural}: {reflector.problem}"
+            for reflector in self._caches.all()
+            if reflector.problem and not reflector.synced.is_set()
+        ]
+
     async def run(self) -> None:
         """Run until `stop` or until one part fails, then cancel the others and wait for them. Raises the first failure."""
         try:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from belvedere_platform.resources.base import CelRule, Digest, Name, Part, PrinterColumn, Resource, Status
+from belvedere_platform.resources.pod_patch import PodPatch
 
 
 class EngineTarget(Part):
@@ -35,6 +36,7 @@ class EngineSpec(Part):
     latency_budget_milliseconds: Annotated[
         float | None, Field(gt=0, description="refuse an engine whose p50 for one input is above")
     ] = None
+    pod: PodPatch = PodPatch()
     cel: ClassVar = (
         CelRule(
             rule="self.modelVersion == oldSelf.modelVersion && self.target == oldSelf.target",

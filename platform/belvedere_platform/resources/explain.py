@@ -138,6 +138,8 @@ def _scalar_example(node: Schema) -> Any:
     if node["type"] == "string":
         if "sha256" in node.get("pattern", ""):
             return "sha256:" + "0" * 64
+        if node.get("pattern", "").startswith("^/"):
+            return "/example"
         return "2026-01-31T12:00:00Z" if node.get("format") == "date-time" else "example"
     low, high = node.get("minimum", 0), node.get("maximum")
     if node["type"] == "integer":

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from belvedere_platform.resources.base import CelRule, Name, Part, PrinterColumn, Resource, Status, Timestamp
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
+from belvedere_platform.resources.pod_patch import PodPatch
 
 
 class LatencyObjective(Part):
@@ -182,6 +183,7 @@ class ModelServiceSpec(Part):
     routing: Routing = Routing()
     batching: Batching = Batching()
     resources: ReplicaResources = ReplicaResources()
+    pod: PodPatch = PodPatch()
 
 
 class ServedVersion(Part):

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from belvedere_platform.resources.base import CelRule, Digest, Name, Part, PrinterColumn, Resource, Status, Timestamp
+from belvedere_platform.resources.pod_patch import PodPatch
 
 
 class WorkerResources(Part):
@@ -100,10 +101,19 @@ class TrainingRunSpec(Part):
     evaluation: Evaluation = Evaluation()
     resume: Resume = Resume()
     suspend: bool = False
+    queue: Annotated[
+        Name | None,
+        Field(description="Kueue LocalQueue that admits all workers together or none; it must be set from the start"),
+    ] = None
+    pod: PodPatch = PodPatch()
     cel: ClassVar = (
         CelRule(
             rule="self == oldSelf || (self.model == oldSelf.model && self.data == oldSelf.data && self.optimization == oldSelf.optimization && self.recipe == oldSelf.recipe && self.size == oldSelf.size)",
             message="model, data, optimization, recipe and size of a TrainingRun cannot be changed: make a new run",
+        ),
+        CelRule(
+            rule="has(self.queue) == has(oldSelf.queue) && (!has(self.queue) || self.queue == oldSelf.queue)",
+            message="queue of a TrainingRun cannot be changed: make a new run",
         ),
     )
 

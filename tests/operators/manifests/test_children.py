@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayservice import ray_service
 from belvedere_platform.resources import GatewayRoute
@@ -21,8 +22,10 @@ def built(owner, spec):
         version="v2",
         engine_digest="sha256:" + "b" * 64,
         replicas=3,
-        image="belvedere:test",
-        environment={"BELVEDERE_ARTIFACTS": "file:///artifacts", "BELVEDERE_INSTANCE": "one"},
+        pods=PodSettings(
+            image="belvedere:test",
+            environment={"BELVEDERE_ARTIFACTS": "file:///artifacts", "BELVEDERE_INSTANCE": "one"},
+        ),
     )
 
 
@@ -43,7 +46,7 @@ def test_the_application_is_told_everything_it_needs(built):
     }
     (deployment,) = application["deployments"]
     assert (deployment["name"], deployment["num_replicas"]) == ("V2Server", 3)
-    assert deployment["ray_actor_options"] == {"num_cpus": 0.5}
+    assert deployment["ray_actor_options"] == {"num_cpus": 0.5, "resources": {"belvedere_slot": 1}}
 
 
 def test_replicas_are_reached_directly_and_probed_without_serves_proxy(built):

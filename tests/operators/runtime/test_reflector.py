@@ -31,6 +31,7 @@ class ScriptedStore:
         self.lists = lists
         self.watches = watches
         self.asked: list[str] = []
+        self.version = 0
 
     async def list(
         self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
@@ -39,7 +40,8 @@ class ScriptedStore:
         self.asked.append("list")
         if isinstance(answer, Exception):
             raise answer
-        return Listing(items=[manifest(name) for name in answer], resource_version="10")
+        self.version += 10
+        return Listing(items=[manifest(name) for name in answer], resource_version=str(self.version))
 
     async def watch(
         self, kind: Kind, namespace: str | None = None, *, resource_version: str, **_: Any
@@ -98,7 +100,7 @@ async def test_after_gone_it_lists_again_and_reports_what_vanished(clock: FakeCl
     await clock.advance(1)
     assert sorted(reported) == ["a", "b", "c"]
     assert reflector.get(A) is None
-    assert store.asked == ["list", "watch 10", "list", "watch 10"]
+    assert store.asked == ["list", "watch 10", "list", "watch 20"]
 
 
 async def test_a_watch_that_ends_goes_on_where_it_was(clock: FakeClock, running: Any) -> None:

@@ -9,6 +9,7 @@ from belvedere_operators.controllers.endpoints.dashboard import Dashboards, appl
 from belvedere_operators.controllers.endpoints.decide import RAY_SERVICE_LABEL, SERVICE_LABEL, Decision, decide
 from belvedere_operators.controllers.endpoints.replicas import replicas_of
 from belvedere_operators.controllers.reading import find
+from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.runtime import After, Controller, Key, Watched, label_keys
 from belvedere_platform.errors import NotFound, Unavailable
 from belvedere_platform.store import Manifest
@@ -73,6 +74,7 @@ def endpoints_controller(context: Context) -> Controller:
         reconcile=EndpointsReconciler(context).reconcile,
         caches=context.caches,
         clock=context.clock,
-        watched=(Watched(kind=ENDPOINT_SLICE, keys=label_keys(RAY_SERVICE_LABEL)),),
+        labels=MANAGED_BY,
+        watched=(Watched(kind=ENDPOINT_SLICE, keys=label_keys(RAY_SERVICE_LABEL), labels=MANAGED_BY),),
         workers=4,
     )

@@ -9,6 +9,7 @@ from belvedere_operators.controllers.engine.decide import BuildJob, Built, State
 from belvedere_operators.controllers.reading import condition_is_true, find
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
+from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Watched, find_condition, owner_keys
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob
 from belvedere_platform.resources.engine import Engine
@@ -33,8 +34,7 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     return manifest, State(
         engine=engine,
         now=context.clock(),
-        image=context.settings.image,
-        environment=context.settings.child_environment(),
+        pods=context.settings.pods,
         tag=tag,
         model_digest=model_digest,
         version_ready=version is not None and condition_is_true(version, "Ready"),
@@ -111,5 +111,8 @@ def engine_controller(context: Context) -> Controller:
         reconcile=EngineReconciler(context).reconcile,
         caches=context.caches,
         clock=context.clock,
-        watched=(Watched(kind=JOB, keys=owner_keys(ENGINE)), Watched(kind=MODEL_VERSION, keys=engines_of)),
+        watched=(
+            Watched(kind=JOB, keys=owner_keys(ENGINE), labels=MANAGED_BY),
+            Watched(kind=MODEL_VERSION, keys=engines_of),
+        ),
     )

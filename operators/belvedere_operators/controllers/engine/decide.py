@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from belvedere_operators.manifests.enginejob import engine_job, engine_job_name
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.runtime import Failure, first_failure, set_condition
 from belvedere_platform.resources.base import Condition
 from belvedere_platform.resources.engine import Engine, EngineStatus, LatencyReport, ParityGate, ParityReport
@@ -50,8 +51,7 @@ class State:
 
     engine: Engine
     now: datetime
-    image: str
-    environment: Mapping[str, str]
+    pods: PodSettings
     tag: str | None = None
     model_digest: str | None = None
     version_ready: bool = False
@@ -162,8 +162,7 @@ def decide(state: State) -> Decision:
             metadata=state.engine.metadata,
             model_digest=state.model_digest,
             tag=state.tag,
-            environment=state.environment,
-            image=state.image,
+            pods=state.pods,
         )
         children = (job,)
     return Decision(status=_status(state, readiness), children=children, after_seconds=readiness.after_seconds)

@@ -48,8 +48,7 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
                 version=version,
                 engine_digest=journal.engines[version],
                 replicas=replicas,
-                image=settings.image,
-                environment=settings.child_environment(),
+                pods=settings.pods,
             )
             for version, replicas in sorted(desired.items())
             if version in journal.engines and version != waiting

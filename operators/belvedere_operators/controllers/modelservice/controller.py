@@ -12,7 +12,7 @@ from belvedere_operators.controllers.modelservice.metrics import Prometheus
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import status_of
 from belvedere_operators.controllers.status import write_status
-from belvedere_operators.manifests.ownership import SERVICE_LABEL
+from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL
 from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Terminal, Watched, key_of, label_keys
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.resources.model_service import ModelServiceStatus
@@ -100,9 +100,9 @@ def model_service_controller(context: Context) -> Controller:
         watched=(
             Watched(kind=ENGINE, keys=naming_version),
             Watched(kind=MODEL_VERSION, keys=naming_version),
-            Watched(kind=RAY_SERVICE, keys=by_service),
-            Watched(kind=ENDPOINT_SLICE, keys=by_service),
-            Watched(kind=CONFIG_MAP, keys=alerted_service),
+            Watched(kind=RAY_SERVICE, keys=by_service, labels=MANAGED_BY),
+            Watched(kind=ENDPOINT_SLICE, keys=by_service, labels=MANAGED_BY),
+            Watched(kind=CONFIG_MAP, keys=alerted_service, labels=MANAGED_BY),
         ),
         workers=2,
     )

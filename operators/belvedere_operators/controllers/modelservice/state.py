@@ -13,6 +13,7 @@ from belvedere_operators.controllers.modelservice.metrics import Metrics
 from belvedere_operators.delivery.rollout import Request
 from belvedere_platform.resources import Engine, ModelService, ModelVersion
 from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_platform.resources.pod_patch import PodPatch
 from belvedere_platform.store import Manifest
 
 STALE_ALERT_SECONDS = 900.0
@@ -80,5 +81,7 @@ def intent_of(spec: ModelServiceSpec) -> str:
 
     Scaling and pausing are left out: an autoscaler or a `resume` must not bring an aborted candidate back.
     """
-    fields = spec.model_dump(mode="json", by_alias=True, exclude={"scaling": True, "rollout": {"paused"}})
+    # What asks nothing of the pods is left out too: an outcome from before there was such a field still counts.
+    silent = {"pod": True} if spec.pod == PodPatch() else {}
+    fields = spec.model_dump(mode="json", by_alias=True, exclude={"scaling": True, "rollout": {"paused"}, **silent})
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
 from belvedere_operators.controllers.trainingrun.state import State, gather
+from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.manifests.rayjob import RUN_LABEL
 from belvedere_operators.runtime import (
     After,
@@ -80,7 +81,7 @@ def training_run_controller(context: Context) -> Controller:
         caches=context.caches,
         clock=context.clock,
         watched=(
-            Watched(kind=RAY_JOB, keys=label_keys(RUN_LABEL)),
+            Watched(kind=RAY_JOB, keys=label_keys(RUN_LABEL), labels=MANAGED_BY),
             Watched(kind=MODEL_VERSION, keys=waiting_for_version),
         ),
         workers=2,

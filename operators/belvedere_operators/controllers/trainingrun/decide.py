@@ -295,8 +295,7 @@ def _job(state: State, attempt: Attempt) -> Manifest:
         attempt=attempt.number,
         data_digest=attempt.data_digest,
         parent_digest=attempt.parent_digest,
-        environment=state.environment,
-        image=state.image,
+        pods=state.pods,
     )
 
 

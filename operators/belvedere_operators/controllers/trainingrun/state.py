@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.reading import condition_is_true, find
 from belvedere_operators.controllers.trainingrun.progress import Reading, read_progress
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.rayjob import ATTEMPT_ANNOTATION, DATA_ANNOTATION, PARENT_ANNOTATION, RUN_LABEL
 from belvedere_operators.runtime import Key, parse_timestamp
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore
@@ -79,8 +80,7 @@ class State:
 
     run: TrainingRun
     now: datetime
-    image: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    pods: PodSettings
     data_digest: str | None = None
     parent: Parent | None = None
     published: Published | None = None
@@ -127,8 +127,7 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     return manifest, State(
         run=run,
         now=context.clock(),
-        image=context.settings.image,
-        environment=context.settings.child_environment(),
+        pods=context.settings.pods,
         data_digest=await asyncio.to_thread(_data_digest, context.artifacts, run.spec.data.dataset),
         parent=await _parent(context, run, key),
         published=await _published(context, run, key),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from belvedere_operators.controllers.trainingrun.decide import decide
 from belvedere_operators.controllers.trainingrun.state import Attempt, Parent, Published, State, Trained
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_platform.resources.training_run import TrainingRun, TrainingRunStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,7 +38,7 @@ def state(*, spec: dict[str, Any] | None = None, status: TrainingRunStatus | Non
         }
     )
     run = run.model_copy(update={"status": status})
-    return State(**{"run": run, "now": NOW, "image": "i", "data_digest": DATA, **changes})
+    return State(**{"run": run, "now": NOW, "pods": PodSettings(image="i"), "data_digest": DATA, **changes})
 
 
 def attempt(number: int = 1, **changes: Any) -> Attempt:

@@ -1,0 +1,164 @@
+"""Stores around the store: one reads from the caches without missing its own writes, one counts what is asked of the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from prometheus_client import Counter, Histogram
+
+from belvedere_operators.runtime.queue import Key
+from belvedere_operators.runtime.reflector import Caches, Reflector
+from belvedere_platform.errors import BelvedereError, NotFound
+from belvedere_platform.store import Kind, Listing, Manifest, ObjectStore, WatchEvent
+from belvedere_platform.store.admission import kind_of
+from belvedere_platform.store.protocol import Propagation
+
+REQUESTS = Counter("belvedere_store_requests_total", "Calls of the object store", ["verb", "kind", "outcome"])
+REQUEST_SECONDS = Histogram("belvedere_store_request_seconds", "Time of one call of the object store", ["verb"])
+WRITES = frozenset({"apply", "apply_status", "delete"})
+T = TypeVar("T")
+
+
+class MeteredStore:
+    """Passes every call on and counts it by verb, kind and outcome: `ok`, or the name of the error."""
+
+    def __init__(self, store: ObjectStore, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._monotonic = monotonic
+
+    async def get(self, kind: Kind, name: str, namespace: str) -> Manifest:
+        """Return the object. Raises NotFound."""
+        return await self._counted("get", kind, self._store.get(kind, name, namespace))
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> Listing:
+        """Return the objects of a kind."""
+        return await self._counted("list", kind, self._store.list(kind, namespace, labels=labels))
+
+    def watch(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[WatchEvent]:
+        """Yield the changes after a resource version. A watch is counted when it begins."""
+        REQUESTS.labels("watch", kind.kind, "ok").inc()
+        return self._store.watch(kind, namespace, resource_version=resource_version, labels=labels)
+
+    async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:
+        """Create the object or merge the fields given."""
+        call = self._store.apply(manifest, field_manager=field_manager, force=force)
+        return await self._counted("apply", kind_of(manifest), call)
+
+    async def apply_status(self, manifest: Manifest, *, field_manager: str) -> Manifest:
+        """Apply `status` alone."""
+        call = self._store.apply_status(manifest, field_manager=field_manager)
+        return await self._counted("apply_status", kind_of(manifest), call)
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        *,
+        propagation: Propagation = "Background",
+        resource_version: str | None = None,
+    ) -> None:
+        """Delete the object."""
+        call = self._store.delete(kind, name, namespace, propagation=propagation, resource_version=resource_version)
+        await self._counted("delete", kind, call)
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._store.close()
+
+    async def _counted(self, verb: str, kind: Kind, call: Awaitable[T]) -> T:
+        began, outcome = self._monotonic(), "ok"
+        try:
+            return await call
+        except BelvedereError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            REQUESTS.labels(verb, kind.kind, outcome).inc()
+            REQUEST_SECONDS.labels(verb).observe(self._monotonic() - began)
+
+
+class CachedStore:
+    """Reads kinds that are followed from their copy, and teaches the copy each write, so that a reconcile sees its own last one.
+
+    Of a kind that is followed by a label only, what lacks the label is not there: it is not ours to touch.
+    """
+
+    def __init__(self, store: ObjectStore, caches: Caches) -> None:
+        self._store = store
+        self._caches = caches
+
+    async def get(self, kind: Kind, name: str, namespace: str) -> Manifest:
+        """Return the object. Raises NotFound."""
+        reflector = self._followed(kind)
+        if reflector is None:
+            return await self._store.get(kind, name, namespace)
+        found = reflector.get(Key(namespace, name))
+        if found is None:
+            raise NotFound(f"{kind.plural} {name!r} not found")
+        return found
+
+    async def list(
+        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+    ) -> Listing:
+        """Return the objects of a kind. From a copy there is no resource version to watch from."""
+        reflector = self._followed(kind)
+        if reflector is None:
+            return await self._store.list(kind, namespace, labels=labels)
+        return Listing(items=reflector.list(namespace, labels=labels), resource_version="")
+
+    def watch(
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        resource_version: str,
+        labels: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[WatchEvent]:
+        """Yield the changes after a resource version."""
+        return self._store.watch(kind, namespace, resource_version=resource_version, labels=labels)
+
+    async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:
+        """Create the object or merge the fields given."""
+        return self._learned(await self._store.apply(manifest, field_manager=field_manager, force=force))
+
+    async def apply_status(self, manifest: Manifest, *, field_manager: str) -> Manifest:
+        """Apply `status` alone."""
+        return self._learned(await self._store.apply_status(manifest, field_manager=field_manager))
+
+    async def delete(
+        self,
+        kind: Kind,
+        name: str,
+        namespace: str,
+        *,
+        propagation: Propagation = "Background",
+        resource_version: str | None = None,
+    ) -> None:
+        """Delete the object."""
+        await self._store.delete(kind, name, namespace, propagation=propagation, resource_version=resource_version)
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._store.close()
+
+    def _followed(self, kind: Kind) -> Reflector | None:
+        return next((one for one in self._caches.all() if one.kind == kind and one.synced.is_set()), None)
+
+    def _learned(self, manifest: Manifest) -> Manifest:
+        kind = kind_of(manifest)
+        for reflector in self._caches.all():
+            if reflector.kind == kind:
+                reflector.learn(manifest)
+        return manifest
