@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo crds lock clean control-plane control-plane-down contract
+.PHONY: help setup demo down test check format bench bench-demo crds helm-values lock clean control-plane control-plane-down contract
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -19,7 +19,8 @@ demo: setup ## the whole loop on real pictures: data, train, compile, serve, rol
 down: ## stop what `make demo KEEP=1` left running
 	@belvedere down --home build/demo/home
 
-test: setup ## every test that this machine can run; ends with a table of what ran and what was skipped
+test: ## every test that this machine can run; ends with a table of what ran and what was skipped
+	@deploy/setup/setup.sh --with-helm
 	@python -m pytest $(PYTEST_ARGS)
 
 check: ## ruff, mypy, import contracts, generated files, helm lint, promtool
@@ -29,11 +30,15 @@ check: ## ruff, mypy, import contracts, generated files, helm lint, promtool
 	mypy
 	lint-imports
 	python -m belvedere_platform.resources.crd --check helm/belvedere/files/crds
-	helm lint --strict helm/belvedere
+	helm lint --strict helm/belvedere --values helm/belvedere/ci/default-values.yaml
+	python deploy/setup/helm_values.py --check
 	python -m belvedere_operators.alerts.check
 
 crds: ## write the CRDs from the resource models
 	python -m belvedere_platform.resources.crd --write helm/belvedere/files/crds
+
+helm-values: ## write the table of the chart's values
+	python deploy/setup/helm_values.py --write
 
 format: ## format the code
 	ruff format . && ruff check --fix .

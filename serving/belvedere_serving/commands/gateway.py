@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from belvedere_platform.cli.options import object_store, settings, store_option, verbose_option
+from belvedere_platform.errors import Unavailable
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 _PORT = click.IntRange(1, 65535)
@@ -27,12 +28,16 @@ def gateway() -> None:
 @click.option("--xds-port", type=_PORT, default=18000, show_default=True, help="where Envoy asks for its configuration")
 @click.option("--metrics-port", type=_PORT, default=18001, show_default=True, help="metrics and health of this process")
 @click.option("--tap-port", type=_PORT, default=18002, show_default=True, help="where Envoy sends sampled requests")
-@click.option("--address", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--address", default="127.0.0.1", show_default=True, help="address of discovery and tap")
+@click.option("--metrics-address", default="127.0.0.1", show_default=True, help="address of metrics and health")
 @click.option("--tap-address", default="127.0.0.1", show_default=True, help="this process's address as Envoy sees it")
 @click.option("--memory", type=click.Path(path_type=Path, dir_okay=False), help="file for the last good routes")
+@click.option(
+    "--watch-namespace", "namespaces", multiple=True, metavar="NAME", help="follow only these; may be repeated"
+)
 @store_option
 @verbose_option
-def serve(xds_port: int, metrics_port: int, tap_port: int, address: str, tap_address: str, memory: Path | None) -> None:
+def serve(**fields: Any) -> None:
     """Follow routes and replicas in the object store and keep every Envoy told."""
     from belvedere_serving.gateway.serve import ServeSettings
 
@@ -40,15 +45,7 @@ def serve(xds_port: int, metrics_port: int, tap_port: int, address: str, tap_add
         level=logging.DEBUG if settings().verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
-    told = ServeSettings(
-        xds_port=xds_port,
-        metrics_port=metrics_port,
-        tap_port=tap_port,
-        address=address,
-        tap_address=tap_address,
-        memory=memory,
-    )
-    asyncio.run(_serve(told))
+    asyncio.run(_serve(ServeSettings(**fields)))
 
 
 async def _serve(told: Any) -> None:
@@ -73,6 +70,8 @@ def _envoy_options(command: _C) -> _C:
         click.option("--gateway-address", default="127.0.0.1", show_default=True, help="address clients connect to"),
         click.option("--admin-port", type=_PORT, default=9901, show_default=True, help="Envoy's admin and metrics"),
         click.option("--admin-address", default="127.0.0.1", show_default=True, help="address of admin and metrics"),
+        click.option("--stats-port", type=_PORT, help="metrics and readiness alone, for others to ask"),
+        click.option("--stats-address", default="127.0.0.1", show_default=True, help="address of the same"),
         click.option("--xds-port", type=_PORT, default=18000, show_default=True, help="port of `gateway serve`"),
         click.option("--xds-address", default="127.0.0.1", show_default=True, help="host of `gateway serve`"),
         click.option("--node-id", default="gateway", show_default=True, help="name of this Envoy"),
@@ -115,3 +114,37 @@ def envoy(output: Path, threads: int, log_level: str, **fields: Any) -> None:
     _write_bootstrap(output, fields)
     command = envoy_command(output, num_threads=threads, log_level=log_level)
     os.execv(command[0], command)
+
+
+@gateway.command()
+@click.option("--admin-port", type=_PORT, default=9901, show_default=True, help="Envoy's admin")
+@click.option("--admin-address", default="127.0.0.1", show_default=True, help="address of admin")
+@click.option(
+    "--shortest-seconds",
+    type=click.FloatRange(min=0),
+    default=12.0,
+    show_default=True,
+    help="time for clients to leave",
+)
+@click.option(
+    "--longest-seconds", type=click.FloatRange(min=0), default=60.0, show_default=True, help="time for requests to end"
+)
+@verbose_option
+def drain(admin_port: int, admin_address: str, shortest_seconds: float, longest_seconds: float) -> None:
+    """Send Envoy's clients elsewhere and wait until their requests are answered: before Envoy is ended."""
+    import time
+
+    import httpx
+
+    from belvedere_serving.gateway.drain import drain as drain_envoy
+
+    with httpx.Client(base_url=f"http://{admin_address}:{admin_port}", timeout=5.0, trust_env=False) as client:
+        left = drain_envoy(
+            client,
+            shortest_seconds=shortest_seconds,
+            longest_seconds=longest_seconds,
+            monotonic=time.monotonic,
+            sleep=time.sleep,
+        )
+    if left:
+        raise Unavailable(f"{left} requests were not answered within {longest_seconds:g} s")

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 
 from belvedere_platform.telemetry.gateway_metrics import KEPT_STATS, LATENCY_EDGES_MILLISECONDS, TAG_RULES
 from belvedere_serving.gateway.messages import EXTENSIONS, bootstrap_pb2, build, typed
+from belvedere_serving.gateway.stats import admin_cluster, stats_listener
 from belvedere_serving.gateway.xds import ADDRESS_KEY, PORT_KEY
 
 XDS_CLUSTER = "xds"
@@ -28,6 +29,9 @@ class EnvoySettings:
     gateway_address: str = "127.0.0.1"
     admin_address: str = "127.0.0.1"
     xds_address: str = "127.0.0.1"
+    stats_port: int | None = None
+    """Where metrics and readiness can be asked from elsewhere, and nothing else of the admin interface; nowhere when None."""
+    stats_address: str = "127.0.0.1"
 
 
 def bootstrap(settings: EnvoySettings) -> str:
@@ -42,7 +46,7 @@ def bootstrap(settings: EnvoySettings) -> str:
             },
             "admin": {"address": _socket(settings.admin_address, settings.admin_port)},
             "dynamic_resources": _dynamic_resources(),
-            "static_resources": {"clusters": [_xds_cluster(settings)]},
+            "static_resources": _static_resources(settings),
             "stats_config": _stats(),
             # Histograms are brought up to date this often; the judge looks every few seconds.
             "stats_flush_interval": "1s",
@@ -76,6 +80,14 @@ def _dynamic_resources() -> dict[str, Any]:
             ],
         },
     }
+
+
+def _static_resources(settings: EnvoySettings) -> dict[str, Any]:
+    if settings.stats_port is None:
+        return {"clusters": [_xds_cluster(settings)]}
+    listener = stats_listener(settings.stats_address, settings.stats_port)
+    cluster = admin_cluster(settings.admin_address, settings.admin_port)
+    return {"clusters": [_xds_cluster(settings), cluster], "listeners": [listener]}
 
 
 def _xds_cluster(settings: EnvoySettings) -> dict[str, Any]:

@@ -40,9 +40,13 @@ class ServeSettings:
     metrics_port: int
     tap_port: int
     address: str = "127.0.0.1"
+    """Of discovery and the tap, which only Envoy asks."""
+    metrics_address: str = "127.0.0.1"
     tap_address: str = "127.0.0.1"
     memory: Path | None = None
     """File with the last good routes."""
+    namespaces: tuple[str, ...] = ()
+    """Those to follow; all when empty."""
 
 
 class ObservedState:
@@ -78,7 +82,7 @@ class ControlPlane:
         self._observed = Observed(remembered=load_routes(settings.memory) if settings.memory else {})
         self._saved = dict(self._observed.remembered)
         self._changed = asyncio.Event()
-        self._watcher = Watcher(store, self._observed, self._changed.set)
+        self._watcher = Watcher(store, self._observed, self._changed.set, namespaces=settings.namespaces)
         self._discovery = Discovery(registry)
         self._state = ObservedState(registry)
         self._conflicts: list[str] = []
@@ -143,7 +147,7 @@ class ControlPlane:
         await runner.setup()
         try:
             await _start(
-                web.TCPSite(runner, self._settings.address, self._settings.metrics_port).start(),
+                web.TCPSite(runner, self._settings.metrics_address, self._settings.metrics_port).start(),
                 self._settings.metrics_port,
             )
             yield

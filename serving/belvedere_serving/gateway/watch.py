@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +42,12 @@ class Observed:
     remembered: dict[ObjectKey, GatewayRoute] = field(default_factory=dict)
     """Last good routes from before this process started."""
 
-    def replace_all(self, kind: Kind, items: list[Manifest]) -> None:
-        """Take a full listing: what is not in it is gone."""
+    def replace_all(self, kind: Kind, items: list[Manifest], namespace: str | None = None) -> None:
+        """Take a full listing, of one namespace if given: what is not in it is gone."""
         present = {_key(item) for item in items}
         for key in set(self.routes if kind == CONFIG_MAP else self.replicas) - present:
-            self.forget(kind, key)
+            if namespace in (None, key[0]):
+                self.forget(kind, key)
         for item in items:
             self.take(kind, item)
 
@@ -86,41 +87,54 @@ class Observed:
 
 
 class Watcher:
-    """Keeps `Observed` current from both kinds and calls back after every change, once both were listed."""
+    """Keeps `Observed` current from both kinds and calls back after every change, once both were listed.
 
-    def __init__(self, store: ObjectStore, observed: Observed, on_change: Callable[[], None]) -> None:
+    namespaces: those to follow; all of them when none is given.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        observed: Observed,
+        on_change: Callable[[], None],
+        *,
+        namespaces: Sequence[str] = (),
+    ) -> None:
         self._store = store
         self._observed = observed
         self._on_change = on_change
-        self._listed: set[str] = set()
+        self._sources = [
+            (kind, namespace) for kind in (CONFIG_MAP, ENDPOINT_SLICE) for namespace in namespaces or (None,)
+        ]
+        self._listed: set[tuple[str, str | None]] = set()
 
     @property
     def complete(self) -> bool:
         """Whether both kinds were listed: before that, a world would lack services that exist."""
-        return len(self._listed) == len((CONFIG_MAP, ENDPOINT_SLICE))
+        return len(self._listed) == len(self._sources)
 
     async def run(self) -> None:
         """Follow both kinds until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for kind in (CONFIG_MAP, ENDPOINT_SLICE):
-                group.create_task(self._follow(kind))
+            for kind, namespace in self._sources:
+                group.create_task(self._follow(kind, namespace))
 
-    async def _follow(self, kind: Kind) -> None:
+    async def _follow(self, kind: Kind, namespace: str | None) -> None:
         while True:
             try:
-                await self._list_and_watch(kind)
+                await self._list_and_watch(kind, namespace)
             except Gone:
                 continue  # the history went on without us: list again
             except BelvedereError as error:
                 log.warning("store does not answer, going on with what is known: kind=%s error=%s", kind.kind, error)
                 await asyncio.sleep(_RETRY_SECONDS)
 
-    async def _list_and_watch(self, kind: Kind) -> None:
-        listing = await self._store.list(kind, labels=_MANAGED)
-        self._observed.replace_all(kind, [item for item in listing.items if _concerns_us(item)])
-        self._listed.add(kind.kind)
+    async def _list_and_watch(self, kind: Kind, namespace: str | None) -> None:
+        listing = await self._store.list(kind, namespace, labels=_MANAGED)
+        self._observed.replace_all(kind, [item for item in listing.items if _concerns_us(item)], namespace)
+        self._listed.add((kind.kind, namespace))
         self._changed()
-        events = self._store.watch(kind, resource_version=listing.resource_version, labels=_MANAGED)
+        events = self._store.watch(kind, namespace, resource_version=listing.resource_version, labels=_MANAGED)
         async for event in events:
             if event.type == "BOOKMARK" or not _concerns_us(event.object):
                 continue

@@ -387,7 +387,13 @@ async def load(gateway: Gateway) -> AsyncIterator[Load]:
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """Start an Envoy with a control plane that knows nothing yet."""
-    settings = EnvoySettings(node_id="test", gateway_port=pick_port(), admin_port=pick_port(), xds_port=pick_port())
+    settings = EnvoySettings(
+        node_id="test",
+        gateway_port=pick_port(),
+        admin_port=pick_port(),
+        xds_port=pick_port(),
+        stats_port=pick_port(),
+    )
     file = tmp_path / "envoy.json"
     file.write_text(bootstrap(settings))
     registry = CollectorRegistry()
