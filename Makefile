@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo crds helm-values lock clean control-plane control-plane-down contract
+.PHONY: help setup demo down test check format bench bench-demo crds dashboards helm-values lock clean control-plane control-plane-down contract
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -32,10 +32,15 @@ check: ## ruff, mypy, import contracts, generated files, helm lint, promtool
 	python -m belvedere_platform.resources.crd --check helm/belvedere/files/crds
 	helm lint --strict helm/belvedere --values helm/belvedere/ci/default-values.yaml
 	python deploy/setup/helm_values.py --check
+	python -m belvedere_platform.telemetry.dashboards --check helm/belvedere/files/dashboards
+	promtool check rules helm/belvedere/files/rules/*.yaml
 	python -m belvedere_operators.alerts.check
 
 crds: ## write the CRDs from the resource models
 	python -m belvedere_platform.resources.crd --write helm/belvedere/files/crds
+
+dashboards: ## write the Grafana dashboards from the PromQL of the gateway's metrics
+	python -m belvedere_platform.telemetry.dashboards --write helm/belvedere/files/dashboards
 
 helm-values: ## write the table of the chart's values
 	python deploy/setup/helm_values.py --write

