@@ -16,7 +16,9 @@ import yaml
 CHART = Path(__file__).parent.parent.parent / "helm" / "belvedere"
 S3 = {"artifacts": {"url": "s3://models/belvedere"}}
 FULL: dict[str, Any] = {
-    "artifacts": {"volume": {"nfs": {"server": "10.0.0.9", "path": "/models"}}},
+    "artifacts": {
+        "volume": {"csi": {"driver": "nfs.csi.k8s.io", "volumeAttributes": {"server": "nfs", "share": "/m"}}}
+    },
     "watchNamespaces": ["team-a", "team-b"],
     "alerts": {"token": "0123456789abcdef", "alertmanagerConfig": {"enabled": True}},
     "monitoring": {
@@ -31,7 +33,7 @@ FULL: dict[str, Any] = {
         "nodeSelector": {"pool": "cpu"},
         "tolerations": [{"key": "a", "operator": "Exists"}],
         "imagePullSecrets": [{"name": "registry"}],
-        "priorityClassName": "high",
+        "priorityClassName": "system-cluster-critical",
         "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}],
         "envFrom": [{"secretRef": {"name": "s3"}}],
         "volumes": [{"name": "cache", "emptyDir": {}}],

@@ -80,7 +80,7 @@ def test_pods_in_all_places_carry_what_was_given() -> None:
     for name, spec in pod_specs(manifests).items():
         assert spec["nodeSelector"] == {"pool": "cpu"}, name
         assert spec["imagePullSecrets"] == [{"name": "registry"}]
-        assert spec["priorityClassName"] == "high"
+        assert spec["priorityClassName"] == "system-cluster-critical"
         for container in spec["containers"]:
             assert container["envFrom"] == [{"secretRef": {"name": "s3"}}], name
             env = {one["name"]: one.get("value") for one in container["env"]}
@@ -98,7 +98,7 @@ def test_the_operator_is_told_what_its_pods_have() -> None:
     assert told["all"]["image"] == "belvedere:dev"
     assert told["all"]["serviceAccountName"] == "models"
     assert told["all"]["securityContext"]["runAsUser"] == 65532
-    assert told["all"]["volumes"][0] == {"name": "artifacts", "nfs": {"server": "10.0.0.9", "path": "/models"}}
+    assert told["all"]["volumes"][0] == {"name": "artifacts", **FULL["artifacts"]["volume"]}
     assert told["all"]["volumeMounts"][0] == {"name": "artifacts", "mountPath": "/artifacts"}
     assert told["training"] == {
         "image": "trainer-cuda:dev",

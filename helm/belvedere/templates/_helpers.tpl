@@ -72,7 +72,7 @@ labels:
 {{- $shared := or $artifacts.volume $artifacts.claim.create -}}
 {{- $url := $artifacts.url | default (ternary "file:///artifacts" "" (not (not $shared))) -}}
 {{- if not $url -}}
-{{- fail "artifacts.url is empty; it says where all pods find models and engines: set it to s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, or set artifacts.volume (nfs, csi, hostPath …) or artifacts.claim.create=true" -}}
+{{- fail "artifacts.url is empty; it says where all pods find models and engines: set it to s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, or set artifacts.volume (csi, persistentVolumeClaim …) or artifacts.claim.create=true" -}}
 {{- end -}}
 {{- if and (hasPrefix "file://" $url) (not $shared) -}}
 {{- fail (printf "artifacts.url is %s, a path that every pod would have for itself: set artifacts.volume or artifacts.claim.create=true, or use s3:// or gs://" $url) -}}
