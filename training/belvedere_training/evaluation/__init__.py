@@ -1,1 +1,1 @@
-"""How good a model is: retrieval recall on what was held out."""
+"""How good a model is: retrieval, classification, matching, captions, questions, and what its embeddings look like."""

@@ -4,53 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from belvedere_training.data.corpus import Corpus, normalise
+from belvedere_training.data.corpus import Corpus
+from belvedere_training.evaluation.embeddings import Embedded, embed
 from belvedere_training.model.dual import DualStream
-from belvedere_training.model.tokenizer import encode
 
-# N pictures with a caption each, E embedding
+# N pictures with a caption each
 
 CUTOFFS = (1, 5, 10)
-_CHUNK = 256
+
+
+def ranks(similarity_NN: Tensor) -> Tensor:
+    """Return, for each row, how many entries are larger than the one on the diagonal: 0 is the best."""
+    return (similarity_NN > similarity_NN.diagonal()[:, None]).sum(1)
 
 
 def recall(similarity_NN: Tensor, cutoffs: Sequence[int] = CUTOFFS) -> dict[int, float]:
     """Return, for each cutoff, the share of rows whose diagonal entry is among the largest. Ties count as found."""
-    rank_N = (similarity_NN > similarity_NN.diagonal()[:, None]).sum(1)
+    rank_N = ranks(similarity_NN)
     return {cutoff: round((rank_N < cutoff).float().mean().item(), 4) for cutoff in cutoffs}
 
 
-@torch.inference_mode()
-def embed_images(model: DualStream, corpus: Corpus) -> Tensor:
-    """Return unit vectors of all pictures."""
-    return torch.cat([model.embed_image(normalise(chunk)) for chunk in corpus.chunks(_CHUNK)])
-
-
-@torch.inference_mode()
-def embed_texts(model: DualStream, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Return unit vectors of texts."""
-    chunks = [texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK)]
-    return torch.cat([model.embed_text(encode(tokenizer, chunk, trim=True)) for chunk in chunks])
+def retrieval_metrics(split: str, embedded: Embedded) -> dict[str, float]:
+    """Return {SPLIT_LANGUAGE_DIRECTION_rK: recall}, and the short form SPLIT_LANGUAGE_rK for text-to-image."""
+    metrics: dict[str, float] = {}
+    for language, text_NE in embedded.text_NE.items():
+        similarity_NN = text_NE @ embedded.image_NE.T
+        for cutoff, value in recall(similarity_NN).items():
+            metrics[f"{split}_{language}_t2i_r{cutoff}"] = metrics[f"{split}_{language}_r{cutoff}"] = value
+        for cutoff, value in recall(similarity_NN.T).items():
+            metrics[f"{split}_{language}_i2t_r{cutoff}"] = value
+    return metrics
 
 
 def evaluate(model: DualStream, tokenizer: Tokenizer, splits: Mapping[str, Corpus]) -> dict[str, float]:
-    """Return {SPLIT_LANGUAGE_DIRECTION_rK: recall}, and the short form SPLIT_LANGUAGE_rK for text-to-image."""
+    """Return the retrieval metrics of all splits; the model's mode is left as it was."""
     was_training = model.training
     model.eval()
     metrics: dict[str, float] = {}
     for split, corpus in splits.items():
-        if not len(corpus):
-            continue
-        image_NE = embed_images(model, corpus)
-        for language in filter(corpus.speaks, corpus.languages):
-            similarity_NN = embed_texts(model, tokenizer, corpus.captions(language)) @ image_NE.T
-            for cutoff, value in recall(similarity_NN).items():
-                metrics[f"{split}_{language}_t2i_r{cutoff}"] = metrics[f"{split}_{language}_r{cutoff}"] = value
-            for cutoff, value in recall(similarity_NN.T).items():
-                metrics[f"{split}_{language}_i2t_r{cutoff}"] = value
+        if len(corpus):
+            metrics |= retrieval_metrics(split, embed(model, tokenizer, corpus))
     model.train(was_training)
     return metrics
