@@ -82,6 +82,12 @@ if [ ! -x "$tools/prometheus/usr/bin/promtool" ] || [ ! -x "$tools/prometheus/us
   done
   rm -rf "$tools/prometheus" && mv "$tools/prometheus.new" "$tools/prometheus"
 fi
+# Debian's Alertmanager reads its templates from this place alone, wherever the program itself lies.
+templates=/usr/share/prometheus/alertmanager
+if [ ! -r "$templates/default.tmpl" ]; then
+  say "putting Alertmanager's templates into $templates"
+  as_root install -D -m 644 -t "$templates" "$tools/prometheus$templates"/default.tmpl "$tools/prometheus$templates"/email.tmpl
+fi
 for program in prometheus promtool prometheus-alertmanager amtool; do link "$tools/prometheus/usr/bin/$program"; done
 
 # npm brings the drawings of the example data set. A machine without it gets Node.js as a Python package.
