@@ -62,7 +62,8 @@ stamp=$(cat "$lock" "$root/pyproject.toml" | sha256sum | cut -c1-16)
 if [ "$(cat "$venv/.belvedere-stamp" 2>/dev/null)" != "$stamp" ]; then
   say "installing the Python packages (about 6 GB unpacked the first time, from the cache afterwards)"
   [ -x "$venv/bin/python" ] || "$uv" venv -q --python "$python" "$venv"
-  "$uv" pip install --python "$venv/bin/python" --require-hashes -r "$lock"
+  # Compiled once here: otherwise the first run does it, and where PYTHONDONTWRITEBYTECODE is set every process does it again.
+  "$uv" pip install --compile-bytecode --python "$venv/bin/python" --require-hashes -r "$lock"
   "$uv" pip install -q --python "$venv/bin/python" --no-deps -e "$root"
   echo "$stamp" > "$venv/.belvedere-stamp"
 fi

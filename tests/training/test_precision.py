@@ -37,10 +37,17 @@ def ticks(*lengths: float) -> Iterator[float]:
 
 
 def test_the_fastest_format_and_number_of_threads_are_taken(tiny: ModelConfig) -> None:
-    clock = ticks(2.0, 1.0, 1.0, 0.25)  # fp32, bf16; then one thread, two threads
+    clock = ticks(0.5, 0.25, 2.0, 1.0, 1.0, 0.25)  # fp32, bf16 on few rows, then on more; one thread, two threads
     execution, report = choose(DualStream(tiny), "auto", (1, 2), torch.device("cpu"), lambda: next(clock))
     assert (execution.precision, execution.threads) == ("bf16", 2)
     assert report["fp32 x 1"] == 16.0
+
+
+def test_a_format_without_hardware_for_it_is_given_up_after_a_few_rows(tiny: ModelConfig) -> None:
+    clock = ticks(0.25, 4.0, 1.0)  # fp32, bf16 on few rows; then fp32 alone
+    execution, report = choose(DualStream(tiny), "auto", (1,), torch.device("cpu"), lambda: next(clock))
+    assert execution.precision == "fp32"
+    assert report == {"fp32 x 1": 32.0, "bf16 x 1": 1.0}
 
 
 def test_what_was_asked_is_not_compared(tiny: ModelConfig) -> None:

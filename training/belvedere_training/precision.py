@@ -12,6 +12,7 @@ from torch import nn
 from belvedere_training.model.dual import DualStream
 
 Clock = Callable[[], float]
+_FIRST_ROWS = 4
 _ROWS = 32
 _TIMES = 4
 _MINIMUM_GAIN = 1.1  # bfloat16 loses digits, so it must be clearly faster
@@ -38,16 +39,20 @@ def choose(
     otherwise decide. Threads are compared by the wall clock, because waiting for one another is what they may cost.
     """
     on_cpu = device.type == "cpu"
+    timer = clock or _timer(on_cpu)
     formats = ("fp32", "bf16") if asked == "auto" else (asked,)
-    rates = {
-        name: _pairs_per_second(model, Execution(precision=name, threads=1), device, clock or _timer(on_cpu))
-        for name in formats
-    }
+    rates: dict[str, float] = {}
+    for rows in (_FIRST_ROWS, _ROWS) if len(formats) > 1 else (_ROWS,):
+        rates |= {
+            name: _pairs_per_second(model, Execution(precision=name, threads=1), device, timer, rows)
+            for name in formats
+            if _may_win(name, rates)
+        }
     precision = pick(rates)
     report = {f"{name} x 1": round(rate, 1) for name, rate in rates.items()}
     by_wall = {
         threads: _pairs_per_second(
-            model, Execution(precision=precision, threads=threads), device, clock or time.perf_counter
+            model, Execution(precision=precision, threads=threads), device, clock or time.perf_counter, _ROWS
         )
         for threads in sorted(set(thread_counts))
         if len(set(thread_counts)) > 1
@@ -55,6 +60,11 @@ def choose(
     report |= {f"{precision} x {threads}, wall": round(rate, 1) for threads, rate in by_wall.items()}
     threads = max(by_wall, key=lambda count: by_wall[count]) if by_wall else max(thread_counts)
     return Execution(precision=precision, threads=threads), report
+
+
+def _may_win(name: str, rates: Mapping[str, float]) -> bool:
+    """Return whether a format is worth the longer measurement: without hardware for it bfloat16 is ten times slower."""
+    return name not in rates or 2 * rates[name] >= max(rates.values())
 
 
 def _timer(on_cpu: bool) -> Clock:
@@ -68,11 +78,11 @@ def pick(rates: Mapping[str, float]) -> str:
     return "bf16" if rates.get("bf16", 0.0) >= _MINIMUM_GAIN * rates["fp32"] else "fp32"
 
 
-def _pairs_per_second(model: DualStream, execution: Execution, device: torch.device, clock: Clock) -> float:
+def _pairs_per_second(model: DualStream, execution: Execution, device: torch.device, clock: Clock, rows: int) -> float:
     """Time forward and backward of a small batch; weights, running statistics and gradients stay as they were."""
     size = model.config.vision.image_size
-    pixels_B3SS = torch.zeros(_ROWS, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    tokens_BT = torch.ones(_ROWS, model.config.text.max_length, dtype=torch.long, device=device)
+    pixels_B3SS = torch.zeros(rows, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    tokens_BT = torch.ones(rows, model.config.text.max_length, dtype=torch.long, device=device)
     before = torch.get_num_threads()
     torch.set_num_threads(execution.threads)
     saved = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -87,7 +97,7 @@ def _pairs_per_second(model: DualStream, execution: Execution, device: torch.dev
         taken.append(clock() - start)
     _restore(model, saved)
     torch.set_num_threads(before)
-    return _ROWS / max(min(taken[1:]), 1e-9)  # the first one prepares kernels
+    return rows / max(min(taken[1:]), 1e-9)  # the first one prepares kernels
 
 
 def _restore(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:

@@ -36,6 +36,8 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     # Else Ray starts an idle worker for each logical CPU, just when the first job wants the real ones.
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
+    # Nobody takes this one node away with notice; the watcher is one more process to start with every run.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
