@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -108,8 +110,33 @@ def test_the_operator_is_told_what_its_pods_have() -> None:
     assert set(told) == {"all", "training"}
     arguments = named(manifests, "Deployment", OPERATOR)["spec"]["template"]["spec"]["containers"][0]["args"]
     assert "--artifacts=file:///artifacts" in arguments
-    assert "--accelerator-budget=nvidia.com/gpu=8" in arguments
     assert "--pod-defaults=/etc/belvedere/pods/pods.yaml" in arguments
+
+
+def test_every_program_takes_the_arguments_that_the_chart_gives_it(manifests: list[Manifest]) -> None:
+    from belvedere_operators.commands.operator import operator
+    from belvedere_serving.commands.gateway import gateway
+
+    commands = {"operator": operator, **{f"gateway {name}": one for name, one in gateway.commands.items()}}
+    asked = []
+    for spec in pod_specs(manifests).values():
+        for container in spec["containers"]:
+            words = [*container["command"], *container["args"]]
+            hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+            asked += [found for found in (words, hook) if found and found[0] == "belvedere"]
+    assert len(asked) == 4
+    for words in asked:
+        name = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), words[1:]))
+        context = commands[name].make_context(name, list(words[1 + len(name.split()) :]))
+        assert context.args == []
+
+
+def test_the_operator_reads_what_the_chart_says_of_pods(manifests: list[Manifest], tmp_path: Path) -> None:
+    from belvedere_operators.manifests.pods import read_pod_defaults
+
+    file = tmp_path / "pods.yaml"
+    file.write_text(named(manifests, "ConfigMap", "belvedere-pod-defaults")["data"]["pods.yaml"])
+    assert read_pod_defaults(file).all.image == "belvedere:dev"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,9 @@ PREFIX = "BELVEDERE_OPERATOR"
     type=click.Path(path_type=Path, dir_okay=False),
     help="File with the secret that Alertmanager sends.",
 )
+@click.option(
+    "--alerts-secret", metavar="NAMESPACE/NAME", help="Secret with it, key token; it is made when it is not there."
+)
 @click.option("--gateway-url", help="Where clients reach the gateway; shown in status.")
 @click.option("--image", default="belvedere:dev", show_default=True, help="Image of what the operator starts.")
 @click.option(
@@ -61,6 +64,7 @@ def operator(
     port: int,
     prometheus_url: str,
     alerts_secret_file: Path | None,
+    alerts_secret: str | None,
     gateway_url: str | None,
     image: str,
     pod_defaults: Path | None,
@@ -84,7 +88,7 @@ def operator(
         store_url=settings().store_url,
         namespaces=namespaces,
         prometheus_url=prometheus_url,
-        alerts_secret=_secret(alerts_secret_file),
+        alerts_secret=_secret(alerts_secret_file, alerts_secret, settings().store_url),
         gateway_url=gateway_url,
         image=image,
         pod_defaults=in_containers(read_pod_defaults(pod_defaults) if pod_defaults else PodDefaults()),
@@ -94,9 +98,19 @@ def operator(
     asyncio.run(run_in_cluster(told, address=address, port=port, candidacy=candidacy))
 
 
-def _secret(path: Path | None) -> str:
-    if path is None:
-        raise InvalidInput("--alerts-secret-file is missing: without a secret anybody could abort a rollout")
+def _secret(file: Path | None, kept: str | None, store_url: str) -> str:
+    if file is not None and kept is not None:
+        raise InvalidInput("--alerts-secret-file and --alerts-secret are both given: leave one of them out")
+    if file is not None:
+        return _secret_of_file(file)
+    if kept is None:
+        raise InvalidInput(
+            "--alerts-secret-file and --alerts-secret are missing: without a secret anybody could abort a rollout"
+        )
+    return asyncio.run(_kept_secret(*_place("--alerts-secret", kept), store_url))
+
+
+def _secret_of_file(path: Path) -> str:
     try:
         secret = path.read_text(encoding="utf-8").strip()
     except OSError as error:
@@ -106,14 +120,30 @@ def _secret(path: Path | None) -> str:
     return secret
 
 
+async def _kept_secret(namespace: str, name: str, store_url: str) -> str:
+    from belvedere_operators.alerts.secret import kept_token
+    from belvedere_platform.store.connect import connect
+
+    store = connect(store_url)
+    try:
+        return await kept_token(store, namespace, name)
+    finally:
+        await store.close()
+
+
+def _place(option: str, text: str) -> tuple[str, str]:
+    namespace, separator, name = text.partition("/")
+    if not separator or not namespace or not name or "/" in name:
+        raise InvalidInput(f"{option} is {text!r}; it must be NAMESPACE/NAME")
+    return namespace, name
+
+
 def _candidacy(lease: str | None, environment: Mapping[str, str]) -> Candidacy | None:
     from belvedere_operators.controlplane.cluster import Candidacy
 
     if lease is None:
         return None
-    namespace, separator, name = lease.partition("/")
-    if not separator or not namespace or not name or "/" in name:
-        raise InvalidInput(f"--lease is {lease!r}; it must be NAMESPACE/NAME")
+    namespace, name = _place("--lease", lease)
     # A pod that is started again under its name is another candidate than the one that was killed.
     identity = f"{environment.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     return Candidacy(namespace=namespace, name=name, identity=identity)

@@ -148,7 +148,7 @@ async def test_the_first_to_end_ends_the_others_and_its_error_is_raised() -> Non
 @pytest.mark.parametrize(
     ("words", "environment", "says"),
     [
-        ([], {}, "--alerts-secret-file is missing"),
+        ([], {}, "--alerts-secret are missing"),
         (["--alerts-secret-file", "absent"], {}, "--alerts-secret-file absent cannot be read"),
         (["--alerts-secret-file", "secret", "--lease", "operator"], {}, "--lease is 'operator'; it must be NAMESPACE/"),
         (["--alerts-secret-file", "empty"], {}, "--alerts-secret-file empty is empty"),
