@@ -31,6 +31,10 @@ class Copies:
         self._objects: dict[Key, Manifest] = {}
         self._index: dict[Entry, set[Key]] = defaultdict(set)
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._objects)
+
     def get(self, key: Key) -> Manifest | None:
         """Return an object or None."""
         return self._objects.get(key)

@@ -67,6 +67,10 @@ class Reflector:
         for manifest in self._copies.all():
             handler(manifest)
 
+    def __len__(self) -> int:
+        """Return how many objects there are."""
+        return len(self._copies)
+
     def get(self, key: Key) -> Manifest | None:
         """Return the object last seen, or None."""
         return self._copies.get(key)

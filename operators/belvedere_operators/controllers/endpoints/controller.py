@@ -1,4 +1,4 @@
-"""Reconcile the EndpointSlices of RayServices, about once a second while one is up."""
+"""Reconcile the EndpointSlices of RayServices, about once a second while one is up, less often when there are many."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
 log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "belvedere-endpoints"
-POLL_SECONDS = 1.0
+SHORTEST_POLL_SECONDS = 1.0
+POLLS_PER_SECOND = 100.0
+"""How many dashboards are asked in a second, all together."""
 
 
 class EndpointsReconciler:
@@ -38,7 +40,8 @@ class EndpointsReconciler:
         decision = await self._decide(key, ray_service)
         if decision is not None:
             await self._apply(key, decision)
-        return After(POLL_SECONDS)
+        polled = len(self._context.caches.of(RAY_SERVICE, MANAGED_BY))
+        return After(max(SHORTEST_POLL_SECONDS, polled / POLLS_PER_SECOND))
 
     async def _decide(self, key: Key, ray_service: Manifest) -> Decision | None:
         address = dashboard_address(ray_service)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from belvedere_operators.controllers.modelservice.children import Children
 from belvedere_operators.controllers.modelservice.journal import Journal, Record, journal_manifest
+from belvedere_operators.controllers.modelservice.memory import worth_writing
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import decision_record
 from belvedere_operators.runtime import EventRecorder
@@ -23,7 +24,7 @@ WARNINGS = ("Abort", "Pause")
 
 async def apply_journal(store: ObjectStore, state: State, journal: Journal) -> None:
     """Record the decision before anything acts on it. Raises Conflict when someone else wrote meanwhile."""
-    if journal == state.journal and state.journal_version is not None:
+    if worth_writing(journal) == worth_writing(state.journal) and state.journal_version is not None:
         return
     await store.apply(journal_manifest(state.manifest, journal, state.journal_version), field_manager=FIELD_MANAGER)
 

@@ -8,6 +8,7 @@ from belvedere_operators.controllers.modelservice.children import children
 from belvedere_operators.controllers.modelservice.decide import decide
 from belvedere_operators.controllers.modelservice.gather import gather
 from belvedere_operators.controllers.modelservice.journal import Journal
+from belvedere_operators.controllers.modelservice.memory import Memory, look_seconds
 from belvedere_operators.controllers.modelservice.metrics import Prometheus
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import status_of
@@ -30,24 +31,27 @@ SHORTEST_WAIT_SECONDS = 0.05
 
 
 class ModelServiceReconciler:
-    """Holds what a reconcile needs and nothing that it remembers: all memory is in the store."""
+    """Holds what a reconcile needs. What it must remember is in the store."""
 
     def __init__(self, context: Context, prometheus: Prometheus) -> None:
         self._context = context
         self._prometheus = prometheus
+        self._memory = Memory()
         self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring one service one step nearer to what is asked."""
         try:
-            state = await gather(self._context, self._prometheus, key)
+            state = await gather(self._context, self._prometheus, self._memory, key)
         except CorruptData as error:
             # Acting without memory could put an unproven version first; a person must decide.
             raise Terminal(str(error)) from error
         if state is None:
+            self._memory.forget(key)
             return None
         store, settings = self._context.store, self._context.settings
         journal = decide(state)
+        self._memory.keep(key, journal)
         await apply_journal(store, state, journal)
         await apply_children(store, children(state, journal, settings))
         status = status_of(state, journal, settings)
@@ -66,7 +70,8 @@ def _stored_status(manifest: Manifest) -> ModelServiceStatus | None:
 
 def wait_seconds(state: State, journal: Journal) -> float:
     """Return how long nothing happens by itself: until the next look, the end of a hold, or the end of a retirement."""
-    interval = state.spec.rollout.interval_seconds
+    # A rollout that has just begun is looked at as often as it asks.
+    interval = look_seconds(state.spec.rollout.interval_seconds, journal, state.num_services)
     moments = [(journal.looked.time if journal.looked else state.now) + interval]
     moments += [one.until for one in journal.retiring]
     active = journal.active

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from belvedere_operators.alerts.book import alerts_name, read_book
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.modelservice.journal import Journal, journal_name, read_journal
+from belvedere_operators.controllers.modelservice.memory import Memory, look_seconds
 from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.delivery.rollout import Request, Verb
@@ -33,7 +34,7 @@ def engine_name(version: str, spec: ModelServiceSpec) -> str:
     return f"{version}-{spec.engine.target.runtime}-{spec.engine.target.precision}"
 
 
-async def gather(context: Context, prometheus: Prometheus, key: Key) -> State | None:
+async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: Key) -> State | None:
     """Return the state, or None when the service is gone."""
     store, now = context.store, context.clock().timestamp()
     manifest = await get(store, MODEL_SERVICE, key.name, key.namespace)
@@ -41,12 +42,14 @@ async def gather(context: Context, prometheus: Prometheus, key: Key) -> State | 
         return None
     service = ModelService.model_validate({**manifest, "status": None})
     stored = await get(store, CONFIG_MAP, journal_name(key.name), key.namespace)
-    journal = read_journal(stored)
+    journal = memory.recall(key, read_journal(stored))
+    num_services = len(context.caches.of(MODEL_SERVICE))
     names = versions_of(service.spec, journal, manifest)
     versions = await _objects(store, MODEL_VERSION, {name: name for name in names}, key.namespace)
     engines = await _objects(store, ENGINE, {name: engine_name(name, service.spec) for name in names}, key.namespace)
-    ray_services, others = await _ray_services(store, key)
-    metrics, problem = await _metrics(prometheus, service.spec, journal, key, now)
+    ray_services, others = await _ray_services(store, key, count_others=context.settings.cluster_cpus is not None)
+    interval = look_seconds(service.spec.rollout.interval_seconds, journal, num_services)
+    metrics, problem = await _metrics(prometheus, service.spec, journal, key, now, interval)
     return State(
         now=now,
         manifest=manifest,
@@ -57,6 +60,7 @@ async def gather(context: Context, prometheus: Prometheus, key: Key) -> State | 
         version_manifests=versions,
         engines={name: Engine.model_validate(found) for name, found in engines.items()},
         ray_services=ray_services,
+        num_services=num_services,
         routable=await _routable(store, key),
         cluster_cpus=context.settings.cluster_cpus,
         cpus_of_others=others,
@@ -110,19 +114,19 @@ async def _objects(store: ObjectStore, kind: Kind, names: Mapping[str, str], nam
     return {version: one for version, one in zip(names, found, strict=True) if one is not None}
 
 
-async def _ray_services(store: ObjectStore, key: Key) -> tuple[dict[str, Manifest], float]:
-    """Return this service's RayServices by version, and the CPUs that the others ask for."""
-    listing = await store.list(RAY_SERVICE, labels=MANAGED_BY)
-    own: dict[str, Manifest] = {}
-    others = 0.0
-    for item in listing.items:
-        metadata = item["metadata"]
-        labels = metadata.get("labels", {})
-        if metadata["namespace"] == key.namespace and labels.get(SERVICE_LABEL) == key.name:
-            own[labels[VERSION_LABEL]] = item
-        else:
-            others += float(metadata.get("annotations", {}).get(CPUS_ANNOTATION, 0))
-    return own, others
+async def _ray_services(store: ObjectStore, key: Key, *, count_others: bool) -> tuple[dict[str, Manifest], float]:
+    """Return this service's RayServices by version, and the CPUs that the others ask for, if that is to be known."""
+    listing = await store.list(RAY_SERVICE, key.namespace, labels={SERVICE_LABEL: key.name})
+    own = {item["metadata"]["labels"][VERSION_LABEL]: item for item in listing.items}
+    if not count_others:
+        return own, 0.0
+    mine = {item["metadata"]["uid"] for item in listing.items}
+    every = (await store.list(RAY_SERVICE, labels=MANAGED_BY)).items
+    return own, sum(_cpus(item) for item in every if item["metadata"]["uid"] not in mine)
+
+
+def _cpus(ray_service: Manifest) -> float:
+    return float(ray_service["metadata"].get("annotations", {}).get(CPUS_ANNOTATION, 0))
 
 
 async def _routable(store: ObjectStore, key: Key) -> dict[str, int]:
@@ -142,9 +146,9 @@ def count_ready(slices: Iterable[Manifest]) -> dict[str, int]:
 
 
 async def _metrics(
-    prometheus: Prometheus, spec: ModelServiceSpec, journal: Journal, key: Key, now: float
+    prometheus: Prometheus, spec: ModelServiceSpec, journal: Journal, key: Key, now: float, interval: float
 ) -> tuple[Metrics | None, str | None]:
-    if journal.stable is None or not look_is_due(journal, spec, now):
+    if journal.stable is None or not look_is_due(journal, interval, now):
         return None, None
     try:
         return await look(prometheus, key.namespace, key.name, spec, at=now), None
@@ -152,8 +156,8 @@ async def _metrics(
         return None, str(error)
 
 
-def look_is_due(journal: Journal, spec: ModelServiceSpec, now: float) -> bool:
+def look_is_due(journal: Journal, interval_seconds: float, now: float) -> bool:
     """Return whether the interval since the last look is over."""
     if journal.looked is None:
         return True
-    return now - journal.looked.time >= spec.rollout.interval_seconds * (1 - EARLY)
+    return now - journal.looked.time >= interval_seconds * (1 - EARLY)

@@ -41,6 +41,8 @@ class State:
     """RayServices of this service that exist, by version."""
     routable: Mapping[str, int] = field(default_factory=dict)
     """Ready replicas by version, from EndpointSlices."""
+    num_services: int = 1
+    """How many services this control plane looks after."""
     cluster_cpus: float | None = None
     """CPUs that replicas may use; None when the cluster does not say."""
     cpus_of_others: float = 0.0

@@ -7,6 +7,7 @@ import asyncio
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
+from belvedere_operators.controllers.trainingrun.progress import ProgressBoard
 from belvedere_operators.controllers.trainingrun.state import State, gather
 from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.manifests.rayjob import RUN_LABEL
@@ -29,11 +30,12 @@ class TrainingRunReconciler:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._board = ProgressBoard(context.http, context.settings.prometheus_url, context.clock)
         self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring one run a step further."""
-        gathered = await gather(self._context, key)
+        gathered = await gather(self._context, self._board, key)
         if gathered is None:
             return None
         manifest, state = gathered

@@ -15,7 +15,6 @@ from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import MODEL_VERSION
 
 LOOK_AGAIN_SECONDS = 10.0
-PROGRESS_SECONDS = 2.0
 RETRY_BASE_SECONDS = 5.0
 RETRY_CAP_SECONDS = 300.0
 Phase = Literal["Pending", "Running", "Suspended", "Evaluating", "Succeeded", "Failed"]
@@ -162,7 +161,7 @@ def _launch(state: State, attempt: Attempt, message: str) -> Outcome:
         message="spec.suspend is true" if suspended else message,
         attempt=attempt.number,
         children=(_job(state, attempt),),
-        after_seconds=PROGRESS_SECONDS,
+        after_seconds=state.look_seconds,
     )
 
 
@@ -177,7 +176,7 @@ def _while_running(state: State, last: Attempt) -> Outcome:
         reason="Training" if running else "Pending",
         message=f"attempt {last.number} {'is training' if running else 'waits: ' + (last.message or 'not started yet')}",
         attempt=last.number,
-        after_seconds=PROGRESS_SECONDS,
+        after_seconds=state.look_seconds,
     )
 
 

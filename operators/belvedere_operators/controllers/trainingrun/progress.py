@@ -1,19 +1,24 @@
-"""Ask Prometheus how far a run is. Without Prometheus training goes on, and the run says that it cannot be watched."""
+"""Ask Prometheus how far the runs are, all of them at once. Without it training goes on, and a run says it cannot be watched."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
-from belvedere_operators.runtime import Key
+from belvedere_operators.runtime import Clock, Key
 from belvedere_platform.resources.training_run import TrainingProgress
 
 PREFIX = "ray_belvedere_training_"
+SHARED_SECONDS = 1.0
+"""One answer serves all runs that ask within this time."""
 _GAUGES = ("loss", "images_per_second", "pairs", "recall")
+Series = list[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,25 +29,49 @@ class Reading:
     failure: str | None = None
 
 
-def progress_query(key: Key) -> str:
-    """Return the PromQL that selects every training gauge of a run."""
+def progress_query() -> str:
+    """Return the PromQL that selects every training gauge."""
     names = "|".join(f"{PREFIX}{gauge}" for gauge in _GAUGES)
-    return f'{{__name__=~"{names}",namespace="{key.namespace}",run="{key.name}"}}'
+    return f'{{__name__=~"{names}"}}'
 
 
-async def read_progress(http: httpx.AsyncClient, prometheus_url: str, key: Key) -> Reading:
-    """Return the run's progress."""
-    if not prometheus_url:
-        return Reading(failure="no Prometheus is configured")
-    try:
-        response = await http.get(f"{prometheus_url}/api/v1/query", params={"query": progress_query(key)})
-        response.raise_for_status()
-        series = response.json()["data"]["result"]
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        return Reading(
-            failure=f"Prometheus at {prometheus_url} does not answer: {type(error).__name__} {error}".strip()
-        )
-    return Reading(progress=progress_of(series))
+class ProgressBoard:
+    """The progress of every run, as Prometheus knew it at the last question."""
+
+    def __init__(self, http: httpx.AsyncClient, prometheus_url: str, clock: Clock) -> None:
+        self._http, self._url, self._clock = http, prometheus_url, clock
+        self._asked: tuple[float, asyncio.Task[dict[Key, Series] | str]] | None = None
+
+    async def read(self, key: Key) -> Reading:
+        """Return a run's progress."""
+        now = self._clock.monotonic()
+        if self._asked is None or now - self._asked[0] >= SHARED_SECONDS:
+            self._asked = (now, asyncio.create_task(self._ask()))
+        # A reader that is cancelled must not cancel the question for the others.
+        answer = await asyncio.shield(self._asked[1])
+        if isinstance(answer, str):
+            return Reading(failure=answer)
+        return Reading(progress=progress_of(answer.get(key, [])))
+
+    async def _ask(self) -> dict[Key, Series] | str:
+        """Return the series of each run, or why they are not known."""
+        if not self._url:
+            return "no Prometheus is configured"
+        try:
+            response = await self._http.get(f"{self._url}/api/v1/query", params={"query": progress_query()})
+            response.raise_for_status()
+            return by_run(response.json()["data"]["result"])
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            return f"Prometheus at {self._url} does not answer: {type(error).__name__} {error}".strip()
+
+
+def by_run(series: Iterable[Mapping[str, Any]]) -> dict[Key, Series]:
+    """Return the series by the run that they are of."""
+    found: dict[Key, Series] = defaultdict(list)
+    for one in series:
+        labels = one["metric"]
+        found[Key(labels.get("namespace", ""), labels.get("run", ""))].append(one)
+    return dict(found)
 
 
 def progress_of(series: Iterable[Mapping[str, Any]]) -> TrainingProgress | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.reading import condition_is_true, find
-from belvedere_operators.controllers.trainingrun.progress import Reading, read_progress
+from belvedere_operators.controllers.trainingrun.progress import ProgressBoard, Reading
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.rayjob import ATTEMPT_ANNOTATION, DATA_ANNOTATION, PARENT_ANNOTATION, RUN_LABEL
 from belvedere_operators.runtime import Key, parse_timestamp
@@ -19,6 +19,9 @@ from belvedere_platform.resources.training_run import TrainingRun
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
 
+SHORTEST_LOOK_SECONDS = 2.0
+LOOKS_PER_SECOND = 50.0
+"""How many runs are looked at in a second, all together."""
 FINAL_JOB_STATUSES = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -87,6 +90,8 @@ class State:
     attempts: tuple[Attempt, ...] = ()
     trained: Trained | None = None
     reading: Reading | None = None
+    look_seconds: float = 2.0
+    """How long until progress is asked for again."""
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def run_tag(metadata: Mapping[str, Any], attempt: int) -> str:
     return f"runs/{metadata['namespace']}/{metadata['name']}/{attempt}"
 
 
-async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
+async def gather(context: Context, board: ProgressBoard, key: Key) -> tuple[Manifest, State] | None:
     """Read everything about a run; None when the run is gone."""
     manifest = await find(context.store, TRAINING_RUN, key)
     if manifest is None:
@@ -123,17 +128,20 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
         trained = await asyncio.to_thread(_trained, context.artifacts, run_tag(run.metadata, last.number))
     reading = None
     if last is not None and not finished and last.job_status not in FINAL_JOB_STATUSES:
-        reading = await read_progress(context.http, context.settings.prometheus_url, key)
+        reading = await board.read(key)
+    # What a run starts from is looked up until it has started: the attempts carry it on.
+    begins = last is None and not finished
     return manifest, State(
         run=run,
         now=context.clock(),
         pods=context.settings.pods,
-        data_digest=await asyncio.to_thread(_data_digest, context.artifacts, run.spec.data.dataset),
-        parent=await _parent(context, run, key),
+        data_digest=await asyncio.to_thread(_data_digest, context.artifacts, run.spec.data.dataset) if begins else None,
+        parent=await _parent(context, run, key) if begins else None,
         published=await _published(context, run, key),
         attempts=attempts,
         trained=trained,
         reading=reading,
+        look_seconds=max(SHORTEST_LOOK_SECONDS, len(context.caches.of(TRAINING_RUN)) / LOOKS_PER_SECOND),
     )
 
 

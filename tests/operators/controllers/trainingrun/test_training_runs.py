@@ -263,7 +263,8 @@ async def test_suspend_reaches_the_job(run: Run) -> None:
 
 def series(gauge: str, value: float, worker: str = "w1", **labels: str) -> dict[str, Any]:
     name = f"ray_belvedere_training_{gauge}"
-    return {"metric": {"__name__": name, "WorkerId": worker, **labels}, "value": [0, str(value)]}
+    of_run = {"namespace": KEY.namespace, "run": KEY.name}
+    return {"metric": {"__name__": name, "WorkerId": worker, **of_run, **labels}, "value": [0, str(value)]}
 
 
 async def test_progress_comes_from_prometheus(run: Run) -> None:
@@ -272,10 +273,11 @@ async def test_progress_comes_from_prometheus(run: Run) -> None:
         series("loss", 2.5),
         series("images_per_second", 300),
         series("recall", 0.25, metric="r1"),
+        series("pairs", 9_000, run="another"),
     ]
 
     def answer(request: httpx.Request) -> httpx.Response:
-        assert request.url.params["query"] == progress_query(KEY)
+        assert request.url.params["query"] == progress_query()
         return httpx.Response(200, json={"data": {"result": vector}})
 
     run.bench.answer = answer
@@ -283,10 +285,12 @@ async def test_progress_comes_from_prometheus(run: Run) -> None:
     await run.start()
     await run.reconcile()
     await run.job_is(1, "RUNNING")
+    await run.bench.clock.advance(2)
     await run.reconcile()
     expected = {"pairs": 640, "loss": 2.5, "imagesPerSecond": 300.0, "recall": {"r1": 0.25}}
     assert (await run.status())["progress"] == expected
     run.bench.answer = run.bench.refuse
+    await run.bench.clock.advance(2)
     await run.reconcile()
     # What was known stays, and the run says that it cannot be watched; training goes on.
     assert (await run.status())["progress"] == expected

@@ -1,0 +1,49 @@
+"""The last look at each service that has no rollout: kept by this process alone, because losing it costs one look.
+
+In the journal it would be a write for each service and interval, for ever. During a rollout it is in the journal, with the
+counters and the judge's wealth that belong to it.
+"""
+
+from __future__ import annotations
+
+from belvedere_operators.controllers.modelservice.journal import Journal, Looked
+from belvedere_operators.runtime import Key
+
+IDLE_LOOKS_PER_SECOND = 20.0
+"""How many services without a rollout are looked at in a second, all together."""
+
+
+class Memory:
+    """Looks by service."""
+
+    def __init__(self) -> None:
+        self._looks: dict[Key, Looked] = {}
+
+    def recall(self, key: Key, journal: Journal) -> Journal:
+        """Return the journal with the last look, if that is not in it."""
+        last = self._looks.get(key)
+        if last is None or journal.active is not None:
+            return journal
+        known = journal.looked
+        return journal if known is not None and known.time >= last.time else journal.with_(looked=last)
+
+    def keep(self, key: Key, journal: Journal) -> None:
+        """Keep the last look."""
+        if journal.looked is not None:
+            self._looks[key] = journal.looked
+
+    def forget(self, key: Key) -> None:
+        """Drop what is known of a service that is gone."""
+        self._looks.pop(key, None)
+
+
+def worth_writing(journal: Journal) -> Journal:
+    """Return what of a journal must not be lost."""
+    return journal if journal.active is not None else journal.with_(looked=None)
+
+
+def look_seconds(interval_seconds: float, journal: Journal, num_services: int) -> float:
+    """Return how long after a look the next one is due: as asked during a rollout, seldom enough for all without one."""
+    if journal.active is not None:
+        return interval_seconds
+    return max(interval_seconds, num_services / IDLE_LOOKS_PER_SECOND)
