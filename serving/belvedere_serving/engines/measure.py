@@ -88,6 +88,28 @@ def milliseconds(
     return {name: np.array(values) for name, values in taken.items()}
 
 
+LATENCY_SECONDS = 6.0
+"""How long the rounds of one tower may take: a slow model is as well known after fewer runs."""
+
+
+def affordable_repeats(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    repeats: int,
+    seconds: float = LATENCY_SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Return how often each candidate can run in each round within the time; at least twice."""
+    for run in runs.values():
+        run()  # the first run of anything prepares it
+    started = clock()
+    for run in runs.values():
+        run()
+    turn_seconds = max(clock() - started, 1e-9)
+    return min(repeats, max(2, int(seconds / ((rounds + 1) * turn_seconds))))
+
+
 def one_by_one(runtime: Runtime, tower: str, inputs: npt.NDArray[Any]) -> Callable[[], object]:
     """Return a function that runs the next single input on each call."""
     singles: Sequence[Arrays] = [{TOWER_INPUT[tower]: inputs[row : row + 1]} for row in range(min(len(inputs), 32))]
@@ -106,6 +128,7 @@ def latency(
 ) -> LatencyReport:
     """Return the time for one input, engine and torch in alternating rounds."""
     runs = {"engine": one_by_one(engine, tower, inputs), "torch": one_by_one(torch, tower, inputs)}
+    repeats = affordable_repeats(runs, rounds=rounds, repeats=repeats)
     taken = milliseconds(runs, rounds=rounds, repeats=repeats)
     p50, p95 = (float(np.percentile(taken["engine"], q)) for q in (50, 95))
     return LatencyReport(

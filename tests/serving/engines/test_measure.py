@@ -70,6 +70,14 @@ def test_candidates_take_turns_and_the_first_round_is_not_counted() -> None:
     }
 
 
+@pytest.mark.parametrize(("turn_seconds", "repeats"), [(0.001, 20), (0.1, 7), (5.0, 2)])
+def test_a_slow_model_runs_less_often(turn_seconds: float, repeats: int) -> None:
+    ticks = iter([0.0, turn_seconds])
+    runs = {"a": lambda: None, "b": lambda: None}
+    found = measure.affordable_repeats(runs, rounds=7, repeats=20, seconds=6.0, clock=lambda: next(ticks))
+    assert found == repeats
+
+
 def test_a_processor_is_read_with_what_matters_to_integers() -> None:
     device = parse_cpuinfo(
         "model name : Some CPU @ 2GHz\nflags : fpu avx2 avx512_vnni\n\nmodel name : other\n", "x86_64"
