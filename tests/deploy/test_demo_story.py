@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmark import demo_results, result
+from belvedere_platform.telemetry.benchmark import result
+from benchmark import demo_results
 from report import lineage_svg
 from story import nested_metrics
 from timeline import Timeline, requests_between, seconds_between

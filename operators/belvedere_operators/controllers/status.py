@@ -1,11 +1,23 @@
-"""Write an object's status: last, once, and only when it changed."""
+"""Say what became of an object: Events first, then its status, last, once, and only when it changed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from belvedere_operators.runtime import EventRecorder
 from belvedere_platform.resources.base import Status
 from belvedere_platform.store import Manifest, ObjectStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Happening:
+    """An Event worth recording."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
 
 
 def status_fields(status: Status) -> dict[str, Any]:
@@ -13,13 +25,32 @@ def status_fields(status: Status) -> dict[str, Any]:
     return status.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
+async def report(
+    store: ObjectStore,
+    events: EventRecorder,
+    manifest: Manifest,
+    before: Status | None,
+    status: Status,
+    happenings: Iterable[Happening],
+    *,
+    field_manager: str,
+) -> None:
+    """Record what happened and apply the status, if it differs from the one before."""
+    if status == before:
+        return
+    # Before the status: once that says so, nobody would know that the Event is still to be written.
+    for one in happenings:
+        await events.record(manifest, one.type, one.reason, one.message)
+    await write_status(store, manifest, before, status, field_manager=field_manager)
+
+
 async def write_status(
     store: ObjectStore, manifest: Manifest, before: Status | None, status: Status, *, field_manager: str
-) -> bool:
-    """Apply the status if it differs from the one before, and return whether it did."""
+) -> None:
+    """Apply the status if it differs from the one before."""
     # Compared as models: the stored one may have defaults written out.
     if status == before:
-        return False
+        return
     metadata = manifest["metadata"]
     await store.apply_status(
         {
@@ -30,4 +61,3 @@ async def write_status(
         },
         field_manager=field_manager,
     )
-    return True

@@ -87,10 +87,23 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    clock = FakeClock()
-    store = EmbeddedStore(tmp_path / "store.db", clock=clock)
-    bench = Bench(store, clock, tmp_path)
-    yield bench
-    await bench.context.http.aclose()
-    await store.close()
+async def make_bench(tmp_path: Path) -> AsyncIterator[Callable[[str], Bench]]:
+    """Make a bench in a folder of its own."""
+    made: list[Bench] = []
+
+    def make(name: str) -> Bench:
+        clock = FakeClock()
+        folder = tmp_path / name
+        folder.mkdir()
+        made.append(Bench(EmbeddedStore(folder / "store.db", clock=clock), clock, folder))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        await bench.context.http.aclose()
+        await bench.store.close()
+
+
+@pytest.fixture
+def bench(make_bench: Callable[[str], Bench]) -> Bench:
+    return make_bench("bench")

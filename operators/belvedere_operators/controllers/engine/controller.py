@@ -7,12 +7,12 @@ import asyncio
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
 from belvedere_operators.controllers.reading import condition_is_true, find
-from belvedere_operators.controllers.status import write_status
+from belvedere_operators.controllers.status import Happening, report
 from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
 from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Watched, find_condition, owner_keys
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob
-from belvedere_platform.resources.engine import Engine
+from belvedere_platform.resources.engine import Engine, EngineStatus
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_VERSION
 
@@ -68,6 +68,16 @@ def _job(manifest: Manifest | None) -> BuildJob | None:
     )
 
 
+def happenings(before: EngineStatus | None, status: EngineStatus) -> list[Happening]:
+    """Return what is new about an engine's readiness."""
+    ready = find_condition(status.conditions, "Ready")
+    was = find_condition(before.conditions, "Ready") if before is not None else None
+    if ready is None or (was is not None and was.reason == ready.reason):
+        return []
+    refused = ready.reason in ("ParityFailed", "LatencyBudgetExceeded", "BuildFailed")
+    return [Happening(type="Warning" if refused else "Normal", reason=ready.reason, message=ready.message)]
+
+
 class EngineReconciler:
     """Joins the four steps for one engine."""
 
@@ -85,12 +95,15 @@ class EngineReconciler:
         for child in decision.children:
             await self._context.store.apply(child, field_manager=FIELD_MANAGER)
         before = state.engine.status
-        if await write_status(self._context.store, manifest, before, decision.status, field_manager=FIELD_MANAGER):
-            ready = find_condition(decision.status.conditions, "Ready")
-            was = find_condition(before.conditions, "Ready") if before is not None else None
-            if ready is not None and (was is None or was.reason != ready.reason):
-                refused = ready.reason in ("ParityFailed", "LatencyBudgetExceeded", "BuildFailed")
-                await self._events.record(manifest, "Warning" if refused else "Normal", ready.reason, ready.message)
+        await report(
+            self._context.store,
+            self._events,
+            manifest,
+            before,
+            decision.status,
+            happenings(before, decision.status),
+            field_manager=FIELD_MANAGER,
+        )
         return None if decision.after_seconds is None else After(decision.after_seconds)
 
 

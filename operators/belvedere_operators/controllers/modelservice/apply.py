@@ -24,9 +24,10 @@ WARNINGS = ("Abort", "Pause")
 
 async def apply_journal(store: ObjectStore, state: State, journal: Journal) -> None:
     """Record the decision before anything acts on it. Raises Conflict when someone else wrote meanwhile."""
-    if worth_writing(journal) == worth_writing(state.journal) and state.journal_version is not None:
+    kept = worth_writing(journal)
+    if kept == worth_writing(state.journal) and state.journal_version is not None:
         return
-    await store.apply(journal_manifest(state.manifest, journal, state.journal_version), field_manager=FIELD_MANAGER)
+    await store.apply(journal_manifest(state.manifest, kept, state.journal_version), field_manager=FIELD_MANAGER)
 
 
 async def apply_children(store: ObjectStore, wanted: Children) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.reading import find
-from belvedere_operators.controllers.status import write_status
+from belvedere_operators.controllers.status import Happening, report
 from belvedere_operators.runtime import After, Controller, EventRecorder, Failure, Key, is_true, set_from_failure
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob, Descriptor
 from belvedere_platform.resources.model_version import ModelVersion, ModelVersionStatus
@@ -122,12 +122,19 @@ class ModelVersionReconciler:
             return None
         manifest, state = gathered
         decision = decide(state)
-        before = state.version.status
-        if await write_status(self._context.store, manifest, before, decision.status, field_manager=FIELD_MANAGER):
-            ready = decision.status.conditions[-1]
-            await self._events.record(
-                manifest, "Normal" if ready.status == "True" else "Warning", ready.reason, ready.message
-            )
+        ready = decision.status.conditions[-1]
+        happening = Happening(
+            type="Normal" if ready.status == "True" else "Warning", reason=ready.reason, message=ready.message
+        )
+        await report(
+            self._context.store,
+            self._events,
+            manifest,
+            state.version.status,
+            decision.status,
+            (happening,),
+            field_manager=FIELD_MANAGER,
+        )
         return After(decision.after_seconds)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from belvedere_operators.controllers.context import Context
-from belvedere_operators.controllers.status import write_status
+from belvedere_operators.controllers.status import report
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
 from belvedere_operators.controllers.trainingrun.progress import ProgressBoard
-from belvedere_operators.controllers.trainingrun.state import State, gather
+from belvedere_operators.controllers.trainingrun.state import gather
 from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.manifests.rayjob import RUN_LABEL
 from belvedere_operators.runtime import (
@@ -41,7 +41,15 @@ class TrainingRunReconciler:
         manifest, state = gathered
         decision = decide(state)
         await self._apply(decision)
-        await self._report(manifest, state, decision)
+        await report(
+            self._context.store,
+            self._events,
+            manifest,
+            state.run.status,
+            decision.status,
+            decision.happenings,
+            field_manager=FIELD_MANAGER,
+        )
         return None if decision.after_seconds is None else After(decision.after_seconds)
 
     async def _apply(self, decision: Decision) -> None:
@@ -50,14 +58,6 @@ class TrainingRunReconciler:
             await asyncio.to_thread(self._context.artifacts.tag, digest, tag)
         for child in decision.children:
             await self._context.store.apply(child, field_manager=FIELD_MANAGER)
-
-    async def _report(self, manifest: Manifest, state: State, decision: Decision) -> None:
-        changed = await write_status(
-            self._context.store, manifest, state.run.status, decision.status, field_manager=FIELD_MANAGER
-        )
-        if changed:
-            for one in decision.happenings:
-                await self._events.record(manifest, one.type, one.reason, one.message)
 
 
 def training_run_controller(context: Context) -> Controller:

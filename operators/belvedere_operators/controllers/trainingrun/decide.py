@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Literal
 
+from belvedere_operators.controllers.status import Happening
 from belvedere_operators.controllers.trainingrun.state import Attempt, State, Trained, run_tag
 from belvedere_operators.manifests.rayjob import ray_job, ray_job_name
 from belvedere_operators.runtime import Failure, first_failure, set_condition, timestamp
@@ -18,15 +19,6 @@ LOOK_AGAIN_SECONDS = 10.0
 RETRY_BASE_SECONDS = 5.0
 RETRY_CAP_SECONDS = 300.0
 Phase = Literal["Pending", "Running", "Suspended", "Evaluating", "Succeeded", "Failed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Happening:
-    """An Event worth recording."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,11 +338,14 @@ def _conditions(state: State, outcome: Outcome, before: tuple[Condition, ...]) -
         refused.message if refused else "the references are there",
     )
     last = state.last
-    if outcome.phase == "Running":
+    if outcome.phase in ("Succeeded", "Failed"):
+        # What has ended waits for nothing and reports no more.
+        conditions = tuple(one for one in conditions if one.type not in ("CapacityAvailable", "ProgressKnown"))
+    elif outcome.phase == "Running":
         conditions = put(conditions, "CapacityAvailable", "True", "Fits", "the workers have started")
     elif last is not None and outcome.phase == "Pending" and not last.failed:
         conditions = put(conditions, "CapacityAvailable", "False", "WaitingForCapacity", outcome.message)
-    if state.reading is not None:
+    if state.reading is not None and outcome.phase not in ("Succeeded", "Failed"):
         conditions = put(conditions, "ProgressKnown", *_progress_condition(state))
     return put(conditions, "Ready", "True" if outcome.ready else "False", outcome.reason, outcome.message)
 

@@ -1,0 +1,298 @@
+"""How many objects the operator brings to their end, how fast, and at what cost: `make bench-operator`.
+
+usage: operator_bench.py --control-plane KUBECONFIG --kwok PROGRAM --output FILE [--objects N]
+
+A real API server and etcd, the operator as its own process, kwok for the nodes and pods, and simulator.py for what KubeRay
+would do. All of it shares the machine, so a figure here is of the whole and not of the operator alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import BelvedereError
+from belvedere_platform.store import Kind, Manifest
+from belvedere_platform.store.kinds import MODEL_SERVICE, TRAINING_RUN
+from belvedere_platform.store.kubernetes import KubernetesStore
+from belvedere_platform.store.kubernetes_transport import Transport
+from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
+from fleet import (
+    NUM_VERSIONS,
+    apply_all,
+    fill_artifacts,
+    make_namespace,
+    make_nodes,
+    model_service,
+    python,
+    running,
+    training_run,
+)
+
+NAMESPACE = "bench-operator"
+PATIENCE_SECONDS = 900.0
+WRITES = re.compile(
+    r'^belvedere_store_requests_total\{kind="(?!Lease)(\w+)",outcome="\w+",verb="(?:apply|apply_status|delete)"\} (\S+)'
+)
+PACKAGES = ("belvedere", "kubernetes", "aiohttp")
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """One benchmark: where everything is, and what has been measured."""
+
+    kubeconfig: Path
+    folder: Path
+    objects: int
+    kwok: str
+    store: KubernetesStore
+    transport: Transport
+    rows: list[Row] = field(default_factory=list)
+    operator: subprocess.Popen[bytes] | None = None
+
+    @property
+    def artifacts(self) -> str:
+        """The URL of the artifact store."""
+        return f"file://{self.folder / 'artifacts'}"
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def operator_words(bench: Bench, port: int, simulator_port: int) -> list[str]:
+    """Return how the operator is started."""
+    secret = bench.folder / "secret"
+    secret.write_text("bench")
+    program = shutil.which("belvedere") or str(Path(sys.executable).with_name("belvedere"))
+    return [
+        program, "operator", f"--store=kubernetes://?kubeconfig={bench.kubeconfig}", f"--artifacts={bench.artifacts}",
+        "--address=127.0.0.1", f"--port={port}", f"--alerts-secret-file={secret}",
+        f"--prometheus-url=http://127.0.0.1:{simulator_port}", f"--watch-namespace={NAMESPACE}",
+        f"--lease={NAMESPACE}/operator",
+    ]  # fmt: skip
+
+
+class Operator:
+    """The operator's own account of itself."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
+        self._url = f"http://127.0.0.1:{port}"
+        self._process = process
+
+    async def wait_ready(self) -> None:
+        """Return when it says so."""
+        async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while time.monotonic() < deadline:
+                if self._process.poll() is not None:
+                    raise RuntimeError(f"the operator ended with {self._process.returncode}")
+                try:
+                    if (await http.get(f"{self._url}/readyz")).is_success:
+                        return
+                except httpx.HTTPError:
+                    pass  # it does not listen yet
+                await asyncio.sleep(0.1)
+        raise RuntimeError("the operator does not become ready")
+
+    async def metrics(self) -> str:
+        """Return its metrics."""
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
+            return (await http.get(f"{self._url}/metrics")).text
+
+    async def writes(self) -> dict[str, float]:
+        """Return how many writes it has asked for, by kind."""
+        found: dict[str, float] = {}
+        for line in (await self.metrics()).splitlines():
+            if match := WRITES.match(line):
+                found[match.group(1)] = found.get(match.group(1), 0.0) + float(match.group(2))
+        return found
+
+    async def reconciled(self, controller: str) -> float:
+        """Return how many reconciles of a controller have ended."""
+        name = f'belvedere_reconcile_seconds_count{{controller="{controller}"}} '
+        return next(
+            (float(line.split()[-1]) for line in (await self.metrics()).splitlines() if line.startswith(name)), 0
+        )
+
+    async def wait_reconciled(self, controller: str, count: int) -> None:
+        """Return when so many reconciles of a controller have ended."""
+        while await self.reconciled(controller) < count:  # noqa: ASYNC110 - another process says so, when asked
+            await asyncio.sleep(0.1)
+
+    def memory_mib(self, figure: str) -> float:
+        """Return a figure of the process's memory: VmHWM is the most it ever had, VmRSS what it has."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(figure)) / 1024
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time it has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+
+def ready(manifest: Manifest) -> bool:
+    """Return whether an object has reached its end."""
+    conditions = manifest.get("status", {}).get("conditions", ())
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+async def wait_for_all(bench: Bench, kind: Kind, names: Sequence[str], since: str) -> None:
+    """Return when every one of these is ready. Raises RuntimeError with what is missing when that takes too long."""
+    missing = set(names)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            async with aclosing(bench.store.watch(kind, NAMESPACE, resource_version=since)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    if event.type != "BOOKMARK" and ready(event.object):
+                        missing.discard(event.object["metadata"]["name"])
+                    if not missing:
+                        return
+    except TimeoutError as error:
+        some = sorted(missing)[:3]
+        raise RuntimeError(f"{len(missing)} of {len(names)} {kind.plural} are not ready, among them {some}") from error
+
+
+async def measure(bench: Bench, operator: Operator, kind: Kind, manifests: list[Manifest]) -> tuple[float, float, str]:
+    """Apply many objects. Return seconds until all are ready, writes for each, and where the writes went."""
+    since = (await bench.store.list(kind, NAMESPACE)).resource_version
+    before, used = await operator.writes(), operator.cpu_seconds()
+    began = time.monotonic()
+    waiting = asyncio.create_task(wait_for_all(bench, kind, [one["metadata"]["name"] for one in manifests], since))
+    await apply_all(bench.store, manifests)
+    applied = time.monotonic() - began
+    await waiting
+    seconds = time.monotonic() - began
+    after = await operator.writes()
+    spent = {name: (after[name] - before.get(name, 0.0)) / len(manifests) for name in after}
+    told = ", ".join(f"{name} {value:.2g}" for name, value in sorted(spent.items()) if value)
+    note = f"applied in {applied:.0f} s; operator used {operator.cpu_seconds() - used:.0f} s of a core; writes each: {told}"
+    return seconds, sum(spent.values()), note
+
+
+async def restart(bench: Bench, words: list[str], port: int, log: Path) -> tuple[float, float, str]:
+    """Start the operator anew. Return seconds until everything was reconciled once, and what it wrote until then and after."""
+    began = time.monotonic()
+    with running(words, log) as process:
+        operator = Operator(port, process)
+        await operator.wait_ready()
+        listening = time.monotonic() - began
+        needed = {"modelservice": bench.objects, "trainingrun": bench.objects, "endpoints": bench.objects}
+        needed["modelversion"] = bench.objects + NUM_VERSIONS
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            for controller, count in needed.items():
+                await operator.wait_reconciled(controller, count)
+        seconds = time.monotonic() - began
+        # What is written late is written, too.
+        await asyncio.sleep(20)
+        writes = await operator.writes()
+        note = f"caches filled after {listening:.1f} s; peak RSS {operator.memory_mib('VmHWM'):.0f} MiB"
+    return seconds, sum(writes.values()), note
+
+
+async def run(bench: Bench) -> None:
+    """Measure everything."""
+    objects = bench.objects
+    services = [f"service-{number:05d}" for number in range(objects)]
+    runs = [f"run-{number:05d}" for number in range(objects)]
+    print(f"bench: artifacts of {objects} runs", flush=True)
+    versions = await asyncio.to_thread(fill_artifacts, ArtifactStore(bench.artifacts), NAMESPACE, runs)
+    await make_namespace(bench.transport, NAMESPACE)
+    await make_nodes(bench.transport)
+    port, simulator_port = free_port(), free_port()
+    words = operator_words(bench, port, simulator_port)
+    with ExitStack() as stack:
+        selector = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
+        stack.enter_context(
+            running([bench.kwok, f"--kubeconfig={bench.kubeconfig}", selector, "--v=-4"], bench.folder / "kwok.log")
+        )
+        simulator = python("simulator.py", str(bench.kubeconfig), NAMESPACE, str(simulator_port))
+        stack.enter_context(running(simulator, bench.folder / "simulator.log"))
+        with running(words, bench.folder / "operator.log") as process:
+            operator = Operator(port, process)
+            await operator.wait_ready()
+            await apply_all(bench.store, versions)
+            await _measure_kinds(bench, operator, services, runs)
+        print("bench: restart", flush=True)
+        seconds, writes, note = await restart(bench, words, port, bench.folder / "operator.log")
+        bench.rows.append(result("restart_catch_up_seconds", seconds, "s", "lower", 10, note=note))
+        bench.rows.append(result("restart_writes", writes, "writes", "lower", 0, note="until caught up and 20 s after"))
+
+
+async def _measure_kinds(bench: Bench, operator: Operator, services: list[str], runs: list[str]) -> None:
+    limit, many = (120.0, bench.objects) if bench.objects <= 1000 else (720.0, bench.objects)
+    print(f"bench: {many} ModelServices", flush=True)
+    manifests = [
+        model_service(name, NAMESPACE, f"version-{number % NUM_VERSIONS}") for number, name in enumerate(services)
+    ]
+    seconds, writes, note = await measure(bench, operator, MODEL_SERVICE, manifests)
+    bench.rows.append(result(f"modelservices_{many}_seconds", seconds, "s", "lower", limit, note=note))
+    bench.rows.append(result("writes_per_modelservice", writes, "writes", "lower", 12))
+    print(f"bench: {many} TrainingRuns", flush=True)
+    seconds, writes, note = await measure(
+        bench, operator, TRAINING_RUN, [training_run(name, NAMESPACE) for name in runs]
+    )
+    bench.rows.append(result(f"trainingruns_{many}_seconds", seconds, "s", "lower", limit, note=note))
+    bench.rows.append(result("writes_per_trainingrun", writes, "writes", "lower", 12))
+    peak = operator.memory_mib("VmHWM")
+    bench.rows.append(result("operator_rss_mib", peak, "MiB", "lower", 400, note="the most it ever had"))
+    missing: dict[str, Any] = {"peer": "KubeRay", "peer_value": None}
+    why = "not measured: the real KubeRay asks each head's dashboard by its cluster name, which needs pods that run"
+    bench.rows.append(result(f"kuberay_rayjobs_{many}_seconds", None, "s", "lower", None, note=why, **missing))
+
+
+async def main() -> int:
+    """Run the benchmark on the control plane given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--control-plane", type=Path, required=True, metavar="KUBECONFIG")
+    parser.add_argument("--kwok", required=True, metavar="PROGRAM")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--objects", type=int, default=1000)
+    parser.add_argument("--logs", type=Path, help="keep the logs there")
+    options = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(
+            kubeconfig=options.control_plane.absolute(),
+            folder=Path(temporary),
+            objects=options.objects,
+            kwok=options.kwok,
+            store=KubernetesStore(kubeconfig=str(options.control_plane)),
+            transport=Transport(kubeconfig=str(options.control_plane), context=None, environment={}),
+        )
+        try:
+            await run(bench)
+        except (BelvedereError, RuntimeError, TimeoutError) as error:
+            print(f"bench: {error!r}", file=sys.stderr)
+            return 1
+        finally:
+            if options.logs is not None:
+                options.logs.mkdir(parents=True, exist_ok=True)
+                for log in bench.folder.glob("*.log"):
+                    shutil.copy(log, options.logs)
+            await bench.store.close()
+            await bench.transport.close()
+    write_benchmark(options.output, bench.rows, seconds=time.monotonic() - began, packages=PACKAGES)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
