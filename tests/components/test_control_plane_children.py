@@ -118,6 +118,18 @@ async def test_a_child_is_accepted_and_written_once(
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
 
 
+async def test_what_runs_is_written_again_as_it_was_read(store: KubernetesStore, namespace: str) -> None:
+    metadata = {"name": "owner", "namespace": namespace}
+    body = {"apiVersion": "belvedere.dev/v1alpha1", "kind": "ModelService", "metadata": metadata}
+    owner = await store.apply({**body, "spec": SPECS["ModelService"]}, field_manager="test")
+    spec = ModelService.model_validate(owner).spec
+    given = {"version": "v2", "engine_digest": DIGEST, "replicas": 2}
+    first = await store.apply(ray_service(owner, spec, pods=PODS, **given), field_manager="belvedere-test")
+    later = ray_service(owner, spec, pods=PodSettings(image="belvedere:2"), running=first, **given)
+    again = await store.apply(later, field_manager="belvedere-test")
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+
+
 async def test_an_event_is_accepted_and_counted(store: KubernetesStore, namespace: str) -> None:
     about = {
         "apiVersion": "belvedere.dev/v1alpha1",

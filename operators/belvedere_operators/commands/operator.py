@@ -54,6 +54,11 @@ PREFIX = "BELVEDERE_OPERATOR"
     metavar="NAMESPACE/NAME",
     help="Act only while holding this Lease, so that several operators may run. Without it there must be one only.",
 )
+@click.option(
+    "--accelerators",
+    type=click.FloatRange(min=0),
+    help="How many accelerators TrainingRuns may hold at a time; more wait. [default: nobody counts]",
+)
 @click.option("--instance", default="cluster", show_default=True, help="Id of this installation.")
 @artifacts_option
 @store_option
@@ -70,6 +75,7 @@ def operator(
     pod_defaults: Path | None,
     namespaces: tuple[str, ...],
     lease: str | None,
+    accelerators: float | None,
     instance: str,
 ) -> None:
     """Run the control plane in the foreground (`belvedere up` runs it for you)."""
@@ -91,6 +97,7 @@ def operator(
         alerts_secret=_secret(alerts_secret_file, alerts_secret, settings().store_url),
         gateway_url=gateway_url,
         image=image,
+        accelerators=accelerators,
         pod_defaults=in_containers(read_pod_defaults(pod_defaults) if pod_defaults else PodDefaults()),
     )
     candidacy = _candidacy(lease, os.environ)

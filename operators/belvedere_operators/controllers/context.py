@@ -36,6 +36,8 @@ class Settings:
     image: str = "belvedere:dev"
     cluster_cpus: float | None = None
     """CPUs that replicas may use; None when the cluster does not say."""
+    accelerators: float | None = None
+    """How many accelerators training may hold at a time; None when nobody counts them."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More environment for every child."""
 

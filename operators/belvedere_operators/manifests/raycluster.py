@@ -14,22 +14,22 @@ DASHBOARD_PORT, AGENT_PORT, METRICS_PORT = 8265, 52365, 8080
 
 def head_container(name: str, resources: Mapping[str, Any]) -> dict[str, Any]:
     """Return the container of a head. It runs no work, so its health is that of Ray's own services."""
-    ports = [
-        {"name": "gcs-server", "containerPort": 6379},
-        {"name": "dashboard", "containerPort": DASHBOARD_PORT},
-        {"name": "client", "containerPort": 10001},
-        {"name": "metrics", "containerPort": METRICS_PORT},
-    ]
+    ports = _ports({"gcs-server": 6379, "dashboard": DASHBOARD_PORT, "client": 10001, "metrics": METRICS_PORT})
     health = {"path": "/api/gcs_healthz", "port": DASHBOARD_PORT}
     return {"name": name, "resources": dict(resources), "ports": ports, **_probes(health)}
 
 
 def worker_container(name: str, resources: Mapping[str, Any]) -> dict[str, Any]:
     """Return the container of a worker."""
-    ports = [{"name": "metrics", "containerPort": METRICS_PORT}]
+    ports = _ports({"metrics": METRICS_PORT})
     # KubeRay's own probe asks Serve's proxy, which direct ingress does not start on workers, and needs wget in the image.
     health = {"path": "/api/local_raylet_healthz", "port": AGENT_PORT}
     return {"name": name, "resources": dict(resources), "ports": ports, **_probes(health)}
+
+
+def _ports(ports: Mapping[str, int]) -> list[dict[str, Any]]:
+    # The protocol is said as the API server would fill it in: what is read back is then what was written.
+    return [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()]
 
 
 def _probes(health: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,14 @@ CONFIG_VARIABLE = "BELVEDERE_TRAINING_CONFIG"
 RUN_LABEL = "belvedere.dev/training-run"
 ATTEMPT_ANNOTATION = "belvedere.dev/attempt"
 DATA_ANNOTATION = "belvedere.dev/data-digest"
+ACCELERATORS_ANNOTATION = "belvedere.dev/accelerators"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 PARENT_ANNOTATION = "belvedere.dev/parent-digest"
+
+
+def accelerators_of(spec: TrainingRunSpec) -> float:
+    """Return how many accelerators a run asks for with all of its workers."""
+    return spec.workers.max * spec.workers.resources.gpu
 
 
 def ray_job_name(run: str, attempt: int) -> str:
@@ -77,6 +83,8 @@ def ray_job(
     annotations = {ATTEMPT_ANNOTATION: str(attempt), DATA_ANNOTATION: data_digest}
     if parent_digest is not None:
         annotations[PARENT_ANNOTATION] = parent_digest
+    if accelerators_of(spec):
+        annotations[ACCELERATORS_ANNOTATION] = f"{accelerators_of(spec):g}"
     labels = {RUN_LABEL: metadata["name"], **MANAGED_BY}
     return {
         "apiVersion": RAY_JOB.api_version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ APPLICATION = "belvedere_serving.server.app:build"
 GRPC_SERVICER = "belvedere_serving.server.grpc_service.add_to_server"
 INGRESS = "V2Server"
 CPUS_ANNOTATION = "belvedere.dev/cpus"
+INTENT_ANNOTATION = "belvedere.dev/intent"
 SLOT = "belvedere_slot"
 """A Ray resource of which each worker pod has one and each replica takes one: so no two share a pod."""
 
@@ -43,10 +45,58 @@ def ray_service(
     engine_digest: str,
     replicas: int,
     pods: PodSettings,
+    running: Manifest | None = None,
 ) -> Manifest:
-    """Return the RayService for a version with so many replicas."""
+    """Return the RayService for a version with so many replicas. One that runs what is asked for keeps its pods as they are.
+
+    Otherwise each upgrade of the operator, and each change of the installation's pod defaults, would restart every model.
+    """
+    intent = _intent(spec, engine_digest)
+    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: intent}
+    service = owner["metadata"]["name"]
+    if running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == intent:
+        body = _resized(running["spec"], replicas)
+    else:
+        body = _spec(owner, spec, version, engine_digest, replicas, pods)
+    return {
+        "apiVersion": RAY_SERVICE.api_version,
+        "kind": RAY_SERVICE.kind,
+        "metadata": child_metadata(
+            owner, ray_service_name(service, version), service_labels(service, version), annotations
+        ),
+        "spec": body,
+    }
+
+
+def _intent(spec: ModelServiceSpec, engine_digest: str) -> str:
+    """Return a digest of all that a service asks of the replicas of a version."""
+    asked = spec.model_dump(mode="json", by_alias=True, include={"model", "batching", "resources", "pod"})
+    text = json.dumps({**asked, "engineDigest": engine_digest}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _resized(spec: Mapping[str, Any], replicas: int) -> dict[str, Any]:
+    """Return the spec of a RayService with so many replicas and nothing else changed."""
+    config = json.loads(spec["serveConfigV2"])
+    config["applications"][0]["deployments"][0]["num_replicas"] = replicas
+    cluster = spec["rayClusterConfig"]
+    (group,) = cluster["workerGroupSpecs"]
+    sized = {**group, "replicas": replicas, "minReplicas": replicas, "maxReplicas": replicas}
+    return {
+        "serveConfigV2": _text(config),
+        "rayClusterConfig": {**cluster, "workerGroupSpecs": [sized]},
+    }
+
+
+def _spec(
+    owner: Manifest,
+    spec: ModelServiceSpec,
+    version: str,
+    engine_digest: str,
+    replicas: int,
+    pods: PodSettings,
+) -> dict[str, Any]:
     service, namespace = owner["metadata"]["name"], owner["metadata"]["namespace"]
-    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}"}
     arguments = {
         "service": service,
         "namespace": namespace,
@@ -60,15 +110,8 @@ def ray_service(
         "threads": max(1, math.floor(spec.resources.cpu)),
     }
     return {
-        "apiVersion": RAY_SERVICE.api_version,
-        "kind": RAY_SERVICE.kind,
-        "metadata": child_metadata(
-            owner, ray_service_name(service, version), service_labels(service, version), annotations
-        ),
-        "spec": {
-            "serveConfigV2": _serve_config(service, version, spec, arguments, replicas),
-            "rayClusterConfig": _cluster(spec, service, version, replicas, pods),
-        },
+        "serveConfigV2": _serve_config(service, version, spec, arguments, replicas),
+        "rayClusterConfig": _cluster(spec, service, version, replicas, pods),
     }
 
 
@@ -96,6 +139,10 @@ def _serve_config(
             }
         ],
     }
+    return _text(config)
+
+
+def _text(config: Mapping[str, Any]) -> str:
     # JSON is YAML, and unlike YAML it has one way to write a thing: the same state gives the same bytes.
     return json.dumps(config, indent=1, sort_keys=True)
 

@@ -167,10 +167,10 @@ class TrainingRun(Resource):
         PrinterColumn(name="Age", type="date", json_path=".metadata.creationTimestamp"),
     )
     conditions = {
-        "Accepted": "Accepted, DatasetNotFound, ParentNotFound, ParentNotReady, VersionExists",
+        "Accepted": "Accepted, ExceedsAccelerators, DatasetNotFound, ParentNotFound, ParentNotReady, VersionExists",
         "CapacityAvailable": "Fits, WaitingForCapacity",
         "ProgressKnown": "Reported, NoSeriesYet, MetricsUnavailable",
-        "Ready": "Published, Pending, Training, Evaluating, GateFailed, JobFailed, Suspended, VersionExists",
+        "Ready": "Published, Pending, Queued, Training, Evaluating, GateFailed, JobFailed, Suspended, VersionExists",
     }
 
     kind: Literal["TrainingRun"]

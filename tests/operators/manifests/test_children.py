@@ -11,7 +11,7 @@ from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayservice import ray_service
-from belvedere_platform.resources import GatewayRoute
+from belvedere_platform.resources import GatewayRoute, ModelService
 
 
 @pytest.fixture
@@ -91,3 +91,24 @@ def test_the_route_is_what_the_gateway_reads(owner, spec):
 def test_weights_that_are_no_whole_are_a_defect(owner, spec):
     with pytest.raises(AssertionError):
         gateway_route(owner, spec, weights={"v1": 90})
+
+
+def test_an_upgrade_leaves_what_runs_alone_until_the_service_asks_for_something_else(owner, spec, built):
+    other = PodSettings(image="belvedere:next", environment={"BELVEDERE_ARTIFACTS": "s3://elsewhere"})
+    given = {"version": "v2", "engine_digest": "sha256:" + "b" * 64, "pods": other, "running": built}
+    assert ray_service(owner, spec, replicas=3, **given) == built
+    grown = ray_service(owner, spec, replicas=5, **given)
+    (group,) = grown["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (5, 5, 5)
+    assert group["template"] == built["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]
+    (application,) = json.loads(grown["spec"]["serveConfigV2"])["applications"]
+    assert application["deployments"][0]["num_replicas"] == 5
+    for change in (
+        {"resources": {"cpu": 2}},
+        {"pod": {"annotations": {"again": "1"}}},
+        {"batching": {"maxBatchSize": 4}},
+    ):
+        asked = ModelService.model_validate({**owner, "spec": {**owner["spec"], **change}}).spec
+        changed = ray_service(owner, asked, replicas=3, **given)
+        head = changed["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        assert head["image"] == "belvedere:next"

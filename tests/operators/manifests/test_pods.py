@@ -84,7 +84,7 @@ def test_every_ray_pod_has_probes_of_its_own_and_a_port_for_metrics(every_templa
             continue
         assert "httpGet" in container["readinessProbe"]
         assert "httpGet" in container["livenessProbe"]
-        assert {"name": "metrics", "containerPort": 8080} in container["ports"]
+        assert {"name": "metrics", "containerPort": 8080, "protocol": "TCP"} in container["ports"]
         assert {"name": "RAY_AUTH_MODE", "value": "disabled"} in container["env"]
 
 

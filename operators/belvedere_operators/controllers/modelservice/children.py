@@ -49,6 +49,7 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
                 engine_digest=journal.engines[version],
                 replicas=replicas,
                 pods=settings.pods,
+                running=state.ray_services.get(version),
             )
             for version, replicas in sorted(desired.items())
             if version in journal.engines and version != waiting

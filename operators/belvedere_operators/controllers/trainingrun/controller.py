@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.status import report
@@ -19,6 +20,7 @@ from belvedere_operators.runtime import (
     Watched,
     label_keys,
 )
+from belvedere_platform.errors import NotFound
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
 
@@ -40,7 +42,7 @@ class TrainingRunReconciler:
             return None
         manifest, state = gathered
         decision = decide(state)
-        await self._apply(decision)
+        await self._apply(decision, key.namespace)
         await report(
             self._context.store,
             self._events,
@@ -52,12 +54,15 @@ class TrainingRunReconciler:
         )
         return None if decision.after_seconds is None else After(decision.after_seconds)
 
-    async def _apply(self, decision: Decision) -> None:
+    async def _apply(self, decision: Decision, namespace: str) -> None:
         # The tag comes before the ModelVersion: whoever sees the version finds its artifact by name.
         for digest, tag in decision.tags:
             await asyncio.to_thread(self._context.artifacts.tag, digest, tag)
         for child in decision.children:
             await self._context.store.apply(child, field_manager=FIELD_MANAGER)
+        for name in decision.surplus:
+            with contextlib.suppress(NotFound):
+                await self._context.store.delete(RAY_JOB, name, namespace)
 
 
 def training_run_controller(context: Context) -> Controller:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from belvedere_operators.controllers.status import Happening
 from belvedere_operators.controllers.trainingrun.state import Attempt, State, Trained, run_tag
-from belvedere_operators.manifests.rayjob import ray_job, ray_job_name
+from belvedere_operators.manifests.rayjob import accelerators_of, ray_job, ray_job_name
 from belvedere_operators.runtime import Failure, first_failure, set_condition, timestamp
 from belvedere_platform.resources.base import Condition
 from belvedere_platform.resources.training_run import GateResult, TrainingRunStatus
@@ -27,6 +27,8 @@ class Decision:
 
     status: TrainingRunStatus
     children: tuple[Manifest, ...] = ()
+    surplus: tuple[str, ...] = ()
+    """Names of RayJobs to delete."""
     tags: tuple[tuple[str, str], ...] = ()
     happenings: tuple[Happening, ...] = ()
     after_seconds: float | None = None
@@ -41,10 +43,12 @@ class Outcome:
     message: str
     ready: bool = False
     refused: Failure | None = None
+    waits_for_capacity: bool = False
     attempt: int | None = None
     trained: Trained | None = None
     gates: tuple[GateResult, ...] = ()
     children: tuple[Manifest, ...] = ()
+    surplus: tuple[str, ...] = ()
     tags: tuple[tuple[str, str], ...] = field(default=())
     after_seconds: float | None = None
 
@@ -56,6 +60,7 @@ def decide(state: State) -> Decision:
     return Decision(
         status=status,
         children=outcome.children,
+        surplus=outcome.surplus,
         tags=outcome.tags,
         happenings=_happenings(state, status, outcome),
         after_seconds=outcome.after_seconds,
@@ -104,7 +109,20 @@ def parent_is_ready(state: State) -> Failure | None:
     return None
 
 
-ACCEPTED = (version_is_free, dataset_is_there, parent_is_ready)
+def accelerators_can_suffice(state: State) -> Failure | None:
+    """Refuse a run that asks for more accelerators than there ever are."""
+    wanted = accelerators_of(state.run.spec)
+    if state.accelerators is None or wanted <= state.accelerators.total:
+        return None
+    workers = state.run.spec.workers
+    return Failure(
+        reason="ExceedsAccelerators",
+        message=f"spec.workers asks for {workers.max} x {workers.resources.gpu:g} = {wanted:g} accelerators, and the budget "
+        f"has {state.accelerators.total:g}: lower workers.max or workers.resources.gpu",
+    )
+
+
+ACCEPTED = (accelerators_can_suffice, version_is_free, dataset_is_there, parent_is_ready)
 
 
 def _outcome(state: State) -> Outcome:
@@ -132,6 +150,19 @@ def _first_attempt(state: State) -> Outcome:
             refused=refused,
             after_seconds=LOOK_AGAIN_SECONDS,
         )
+    spec, wanted = state.run.spec, accelerators_of(state.run.spec)
+    if spec.suspend and spec.queue is not None:
+        # The queue alone may let a job of its run, so one that shall not run is not there.
+        return Outcome(phase="Suspended", reason="Suspended", message="spec.suspend is true")
+    if state.accelerators is not None and not spec.suspend and wanted > state.accelerators.free:
+        return Outcome(
+            phase="Pending",
+            reason="Pending",
+            message=f"{wanted:g} accelerators are asked for, and {state.accelerators.free:g} of "
+            f"{state.accelerators.total:g} are free",
+            waits_for_capacity=True,
+            after_seconds=LOOK_AGAIN_SECONDS,
+        )
     assert state.data_digest is not None
     started = state.run.status.attempt if state.run.status is not None else None
     attempt = Attempt(
@@ -147,6 +178,8 @@ def _first_attempt(state: State) -> Outcome:
 
 def _launch(state: State, attempt: Attempt, message: str) -> Outcome:
     suspended = state.run.spec.suspend
+    if not suspended and state.run.spec.queue is not None:
+        message += f", queue {state.run.spec.queue} lets it run"
     return Outcome(
         phase="Suspended" if suspended else "Pending",
         reason="Suspended" if suspended else "Pending",
@@ -158,6 +191,8 @@ def _launch(state: State, attempt: Attempt, message: str) -> Outcome:
 
 
 def _while_running(state: State, last: Attempt) -> Outcome:
+    if state.run.spec.queue is not None and (last.suspended or state.run.spec.suspend):
+        return _in_queue(state, last, state.run.spec.queue)
     if last.suspended != state.run.spec.suspend:
         return _launch(state, last, f"attempt {last.number} goes on")
     if last.suspended:
@@ -169,6 +204,25 @@ def _while_running(state: State, last: Attempt) -> Outcome:
         message=f"attempt {last.number} {'is training' if running else 'waits: ' + (last.message or 'not started yet')}",
         attempt=last.number,
         after_seconds=state.look_seconds,
+    )
+
+
+def _in_queue(state: State, last: Attempt, queue: str) -> Outcome:
+    if state.run.spec.suspend:
+        return Outcome(
+            phase="Suspended",
+            reason="Suspended",
+            message="spec.suspend is true",
+            attempt=last.number,
+            surplus=(last.name,),
+        )
+    return Outcome(
+        phase="Pending",
+        reason="Queued",
+        message=f"attempt {last.number} waits for queue {queue} to admit all of its workers",
+        attempt=last.number,
+        waits_for_capacity=True,
+        after_seconds=LOOK_AGAIN_SECONDS,
     )
 
 
@@ -343,7 +397,7 @@ def _conditions(state: State, outcome: Outcome, before: tuple[Condition, ...]) -
         conditions = tuple(one for one in conditions if one.type not in ("CapacityAvailable", "ProgressKnown"))
     elif outcome.phase == "Running":
         conditions = put(conditions, "CapacityAvailable", "True", "Fits", "the workers have started")
-    elif last is not None and outcome.phase == "Pending" and not last.failed:
+    elif outcome.waits_for_capacity or (last is not None and outcome.phase == "Pending" and not last.failed):
         conditions = put(conditions, "CapacityAvailable", "False", "WaitingForCapacity", outcome.message)
     if state.reading is not None and outcome.phase not in ("Succeeded", "Failed"):
         conditions = put(conditions, "ProgressKnown", *_progress_condition(state))
@@ -371,6 +425,9 @@ def _happenings(state: State, status: TrainingRunStatus, outcome: Outcome) -> tu
         found.append(
             Happening(type="Warning", reason="AttemptFailed", message=f"attempt {last.number} failed: {last.message}")
         )
+    if outcome.reason == "Queued" and before.phase == "Running":
+        told = "the queue took its workers back; it resumes from its checkpoint when they are admitted again"
+        found.append(Happening(type="Normal", reason="Preempted", message=f"attempt {status.attempt}: {told}"))
     if status.phase != before.phase and status.phase in ("Succeeded", "Failed"):
         found.append(
             Happening(type="Normal" if outcome.ready else "Warning", reason=outcome.reason, message=outcome.message)

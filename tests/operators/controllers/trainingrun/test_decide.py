@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belvedere_operators.controllers.trainingrun.decide import decide
-from belvedere_operators.controllers.trainingrun.state import Attempt, Parent, Published, State, Trained
+from belvedere_operators.controllers.trainingrun.decide import Decision, decide
+from belvedere_operators.controllers.trainingrun.state import Accelerators, Attempt, Parent, Published, State, Trained
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_platform.resources.training_run import TrainingRun, TrainingRunStatus
 
@@ -50,6 +50,7 @@ def attempt(number: int = 1, **changes: Any) -> Attempt:
 GOOD = Trained(digest=MODEL, metrics={"r1": 0.6}, config_digest=None)
 BAD = Trained(digest=MODEL, metrics={"r1": 0.4}, config_digest=None)
 LONG_AGO = NOW - timedelta(hours=1)
+TWO = {"workers": {"max": 2, "resources": {"gpu": 1}}}
 ORIGIN = {"initializeFrom": {"modelVersion": "v0"}}
 
 TABLE: list[tuple[str, State, str, str, list[str]]] = [
@@ -75,6 +76,14 @@ TABLE: list[tuple[str, State, str, str, list[str]]] = [
     ("published, status lost", state(attempts=(attempt(job_status="SUCCEEDED"),), trained=GOOD, published=Published(digest=MODEL, training_run="v1")), "Succeeded", "Published", ["v1"]),
     ("taken meanwhile", state(attempts=(attempt(job_status="SUCCEEDED"),), trained=GOOD, published=Published(digest=OTHER, training_run=None)), "Failed", "VersionExists", []),
     ("done", state(status=TrainingRunStatus(phase="Succeeded")), "Succeeded", "Published", []),
+    ("queued", state(spec={"queue": "q"}), "Pending", "Pending", ["v1-1"]),
+    ("held by the queue", state(spec={"queue": "q"}, attempts=(attempt(suspended=True),)), "Pending", "Queued", []),
+    ("admitted", state(spec={"queue": "q"}, attempts=(attempt(job_status="RUNNING"),)), "Running", "Training", []),
+    ("queued, suspended", state(spec={"queue": "q", "suspend": True}), "Suspended", "Suspended", []),
+    ("queued, to suspend", state(spec={"queue": "q", "suspend": True}, attempts=(attempt(job_status="RUNNING"),)), "Suspended", "Suspended", []),
+    ("accelerators never suffice", state(spec=TWO, accelerators=Accelerators(total=1, free=1)), "Pending", "Pending", []),
+    ("accelerators are taken", state(spec=TWO, accelerators=Accelerators(total=2, free=1)), "Pending", "Pending", []),
+    ("accelerators are free", state(spec=TWO, accelerators=Accelerators(total=2, free=2)), "Pending", "Pending", ["v1-1"]),
     ("job deleted", state(status=TrainingRunStatus(phase="Running", attempt=2)), "Pending", "Pending", ["v1-2"]),
 ]  # fmt: skip
 
@@ -89,6 +98,34 @@ def test_decisions(given_state: State, phase: str, reason: str, children: list[s
     assert [child["metadata"]["name"] for child in decision.children] == children
     assert ready.status == ("True" if phase == "Succeeded" else "False")
     assert ready.observed_generation == decision.status.observed_generation == 3
+
+
+def condition(decision: Decision, type_: str) -> tuple[str, str, str]:
+    found = next(one for one in decision.status.conditions if one.type == type_)
+    return found.status, found.reason, found.message
+
+
+def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits() -> None:
+    never = decide(state(spec=TWO, accelerators=Accelerators(total=1, free=1)))
+    status, reason, message = condition(never, "Accepted")
+    assert (status, reason) == ("False", "ExceedsAccelerators")
+    assert message.startswith("spec.workers asks for 2 x 1 = 2 accelerators, and the budget has 1")
+    later = decide(state(spec=TWO, accelerators=Accelerators(total=2, free=1)))
+    assert condition(later, "Accepted")[0] == "True"
+    assert condition(later, "CapacityAvailable") == (
+        "False", "WaitingForCapacity", "2 accelerators are asked for, and 1 of 2 are free",
+    )  # fmt: skip
+
+
+def test_a_run_in_a_queue_is_suspended_by_taking_its_job_away_and_preempted_by_the_queue() -> None:
+    running = attempt(job_status="RUNNING")
+    taken = decide(state(spec={"queue": "q", "suspend": True}, attempts=(running,)))
+    assert taken.surplus == ("v1-1",)
+    before = TrainingRunStatus(phase="Running", attempt=1)
+    preempted = decide(state(spec={"queue": "q"}, status=before, attempts=(replace(running, suspended=True),)))
+    assert preempted.surplus == ()
+    assert [one.reason for one in preempted.happenings] == ["Preempted"]
+    assert condition(preempted, "CapacityAvailable")[:2] == ("False", "WaitingForCapacity")
 
 
 JOB_STATUSES = st.sampled_from(["", "PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"])
