@@ -44,10 +44,10 @@ def moment() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def address_of(name: str) -> str:
-    """Return the loopback address at which a RayService's head is played."""
+def address_of(name: str, network: int) -> str:
+    """Return an address: of the head's dashboard in network 127, where it is played; of a replica in 10, where nothing is."""
     number = zlib.crc32(name.encode())
-    return f"127.{1 + number % 250}.{number // 250 % 250}.{1 + number // 62_500 % 250}"
+    return f"{network}.{1 + number % 250}.{number // 250 % 250}.{1 + number // 62_500 % 250}"
 
 
 def pods_of(manifest: Manifest) -> list[Manifest]:
@@ -185,7 +185,7 @@ class Simulator:
         await self._tell(key, running | ended)
 
     async def _service(self, key: Key) -> None:
-        address = address_of(key[1])
+        address = address_of(key[1], 127)
         self._by_address[address] = key
         cluster = {"head": {"serviceIP": address}, "endpoints": {"dashboard": str(self._port)}}
         active = {"applicationStatuses": {key[1]: {"status": "RUNNING"}}, "rayClusterStatus": cluster}
@@ -218,9 +218,10 @@ class Simulator:
         name = key[1]
         workers = sorted(pod for pod in self._ready.get(key, ()) if "-worker-" in pod)
         replicas = [
-            {"replica_id": pod, "actor_name": pod, "state": "RUNNING", "node_ip": address_of(pod)} for pod in workers
+            {"replica_id": pod, "actor_name": pod, "state": "RUNNING", "node_ip": address_of(pod, 10)}
+            for pod in workers
         ]
-        targets = [{"name": pod, "ip": address_of(pod), "port": 30000} for pod in workers]
+        targets = [{"name": pod, "ip": address_of(pod, 10), "port": 30000} for pod in workers]
         deployment = {"name": "V2Server", "replicas": replicas}
         return {
             "applications": {name: {"deployments": {"V2Server": deployment}, "route_prefix": "/"}},
