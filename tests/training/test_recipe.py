@@ -14,7 +14,7 @@ import torch
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import InvalidInput, NotFound
 from belvedere_training.config import RunConfig, read_config, resolve
-from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.config import TOWERS, ModelConfig, VitConfig
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import encode
 from belvedere_training.recipe import prepare, train
@@ -191,3 +191,58 @@ def test_the_recipe_makes_the_losses_that_it_always_made(
     loop = prepare(resolve(run_config(), store), store, LocalWorld(cores=1))
     losses = [loop.stepper.step(position) for position in (0, 16, 32, 48)]
     assert losses == pytest.approx([4.6693959, 4.6502190, 3.2237661, 3.1095662], rel=1e-4)
+
+
+MULTI: dict[str, Any] = {
+    "architecture": {"topology": "fusion", "tower": "vit"},
+    "objectives": {"itm": 1, "lm": 1, "mlm": 0.5, "mim": 0.5, "groupsPerStep": 2, "distillation": 0.4, "queueSize": 24},
+}
+
+
+def with_all_objectives(config: RunConfig, **optimization: object) -> RunConfig:
+    document = config.model_dump(by_alias=True)
+    document["optimization"] |= {"chunkSize": 8, "clip": "perTower", "recompute": True, **optimization}
+    return RunConfig.model_validate({**document, **MULTI})
+
+
+def test_a_run_with_every_objective_teacher_and_chunks_resumes_bit_for_bit(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
+    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
+    config = resolve(with_all_objectives(run_config()), store)
+    unbroken = prepare(config, store, LocalWorld(cores=1))
+    unbroken.run()
+    prepare(config, store, LocalWorld(tmp_path / "state", cores=1)).run(until=48)
+    second = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
+    assert second.progress.pairs == 32
+    second.run()
+    assert second.stepper.teacher is not None
+    assert unbroken.stepper.teacher is not None
+    for name, tensor in unbroken.stepper.model.state_dict().items():
+        assert torch.equal(tensor, second.stepper.model.state_dict()[name]), name
+    for name, tensor in unbroken.stepper.teacher.state_dict().items():
+        assert torch.equal(tensor, second.stepper.teacher.state_dict()[name]), name
+    assert set(unbroken.stepper.told["gradient_norms"]) == {"vision", "text", "cross"}
+
+
+def test_an_objective_that_needs_fusion_is_refused_in_a_dual_model(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    document = run_config().model_dump(by_alias=True) | {"objectives": {"lm": 1}}
+    with pytest.raises(InvalidInput, match=r"objectives\.lm is 1 and architecture\.topology is dual"):
+        prepare(resolve(RunConfig.model_validate(document), store), store, LocalWorld(cores=1))
+
+
+def test_weights_are_unfrozen_from_the_heads_down(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    loop = prepare(resolve(run_config(unfreezeEveryPairs=16), store), store, LocalWorld(cores=1))
+    before = {name: weight.clone() for name, weight in loop.stepper.model.named_parameters()}
+    loop.stepper.step(0)
+    changed = {n for n, weight in loop.stepper.model.named_parameters() if not torch.equal(weight, before[n])}
+    assert changed == {"vision_projection.weight", "text_projection.weight", "log_scale"}
+    loop.stepper.step(16)
+    changed = {n for n, weight in loop.stepper.model.named_parameters() if not torch.equal(weight, before[n])}
+    assert "text.layers.0.mlp.0.weight" in changed
+    assert "text.embedding.weight" not in changed

@@ -105,6 +105,7 @@ class Loop:
                     "of": self.budget,
                     "loss": round(loss, 4),
                     "images_per_second": round(rate, 1),
+                    **_rounded(self.stepper.told),
                 }
             )
         meter.reset()
@@ -143,11 +144,17 @@ class Loop:
         return {
             "config": self.config.digest(),
             "model": self.stepper.model.state_dict(),
-            "optimizer": self.stepper.optimizer.state_dict(),
+            "optimizer": self.stepper.update.optimizer.state_dict(),
+            "update": self.stepper.update.state_dict(),
+            "teacher": self.stepper.teacher.state_dict() if self.stepper.teacher else {},
             "progress": asdict(self.progress),
             "tokenizer": self.stepper.tokenizer.to_str(),
             "execution": asdict(self.stepper.execution),
         }
+
+
+def _rounded(told: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {what: {name: round(value, 4) for name, value in by_name.items()} for what, by_name in told.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +163,8 @@ class Restored:
 
     model: dict[str, Any]
     optimizer: list[dict[str, Any]]
+    update: dict[str, Any]
+    teacher: dict[str, Any]
     progress: Progress
     tokenizer: Tokenizer
     execution: Execution
@@ -168,6 +177,8 @@ def restored(state: dict[str, Any] | None, config: RunConfig) -> Restored | None
     return Restored(
         model=state["model"],
         optimizer=state["optimizer"],
+        update=state["update"],
+        teacher=state["teacher"],
         progress=Progress(**state["progress"]),
         tokenizer=Tokenizer.from_str(state["tokenizer"]),
         execution=Execution(**state["execution"]),

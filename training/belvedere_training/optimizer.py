@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,17 +35,27 @@ class Optimizers:
     Jordan et al. 2024; Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2.
     """
 
-    def __init__(self, model: nn.Module, *, learning_rate: float, weight_decay: float, half: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        half: bool = False,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        """Sort the weights. factors: what the rate of each weight is multiplied by, by name; 1 if None."""
         matrices, embeddings, rest = _sorted_parameters(model)
-        factor = MUON_FACTOR * learning_rate
+        by_weight = {id(weight): (factors or {}).get(name, 1.0) for name, weight in model.named_parameters()}
         self.parts: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=factor, weight_decay=weight_decay, half=half),
+            Muon(_groups(matrices, MUON_FACTOR * learning_rate, by_weight), weight_decay=weight_decay, half=half),
             torch.optim.AdamW(
                 [
-                    {"params": embeddings, "lr": EMBEDDING_FACTOR * learning_rate, "weight_decay": 0.0},
-                    {"params": rest, "lr": learning_rate, "weight_decay": 0.0},
+                    *_groups(embeddings, EMBEDDING_FACTOR * learning_rate, by_weight),
+                    *_groups(rest, learning_rate, by_weight),
                 ],
                 betas=(0.9, 0.98),
+                weight_decay=0.0,
                 fused=True,
             ),
         ]
@@ -77,6 +88,14 @@ class Optimizers:
         """Take the state of each part."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+def _groups(weights: list[nn.Parameter], rate: float, factors: Mapping[int, float]) -> list[dict[str, Any]]:
+    """Return the weights by the factor on their rate, in a fixed order."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for weight in weights:
+        found.setdefault(factors[id(weight)], []).append(weight)
+    return [{"params": own, "lr": factor * rate} for factor, own in found.items()]
 
 
 def _sorted_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

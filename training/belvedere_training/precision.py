@@ -27,7 +27,8 @@ class Execution:
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which the forward pass runs."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(device.type, dtype=dtype, enabled=self.precision != "fp32")
 
 
 def choose(

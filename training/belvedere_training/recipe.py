@@ -6,24 +6,27 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_training.config import RunConfig, resolve
 from belvedere_training.data.corpus import Corpus, corpus_texts, held_out_splits, load_split, pull_dataset
 from belvedere_training.data.loader import mixed
+from belvedere_training.depth import rate_factors
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
-from belvedere_training.model.config import sized
+from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import learn
 from belvedere_training.model.vision_language import VisionLanguageModel
+from belvedere_training.objectives.multitask import check, needs_words
+from belvedere_training.objectives.teacher import Teacher
 from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose
 from belvedere_training.publish import Lineage, Publication, evidence_of, publish
 from belvedere_training.step import Stepper
+from belvedere_training.update import Update
+from belvedere_training.validation import parse
 from belvedere_training.world import World, agreed, all_cores
 
 
@@ -47,19 +50,18 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
     model = model.to(world.device).to(memory_format=torch.channels_last)
     execution = checkpoint.execution if checkpoint else _execution(config, world, model)
-    optimizer = Optimizers(
-        model,
-        learning_rate=config.optimization.learning_rate,
-        weight_decay=config.optimization.weight_decay,
-        half=execution.precision == "bf16",
-    )
+    update = _update(config, world, model, execution)
+    teacher = _teacher(config, model)
     if checkpoint:
         model.load_state_dict(checkpoint.model)
-        optimizer.load_state_dict(checkpoint.optimizer)
+        update.optimizer.load_state_dict(checkpoint.optimizer)
+        update.load_state_dict(checkpoint.update)
+        if teacher:
+            teacher.load_state_dict(checkpoint.teacher)
     torch.set_num_threads(execution.threads)
-    network: nn.Module = DistributedDataParallel(model) if world.size > 1 else model
     frozen = parent[1].to(world.device).requires_grad_(False) if parent else None
-    stepper = Stepper(config, world, corpus, tokenizer, model.train(), network, optimizer, execution, frozen)
+    model.train().recompute_activations(config.optimization.recompute)
+    stepper = Stepper(config, world, corpus, tokenizer, model, update, execution, parent=frozen, teacher=teacher)
     if world.rank == 0 and corpus.skipped:
         world.say({"event": "skipped", "samples": len(corpus.skipped), "reasons": corpus.skipped[:8]})
     # The first split that is held out is evaluated while training, the others at the end.
@@ -121,15 +123,50 @@ def _model(
     """Return tokenizer and model: the parent's, or new ones of the size asked, the same on every worker."""
     if parent is not None:
         tokenizer, elder = parent
+        check(config.objectives, elder.config)
         model = VisionLanguageModel(elder.config)
         model.load_state_dict(elder.state_dict())
         return tokenizer, model
-    shape = sized(config.size)
-    tokenizer = saved or learn(corpus_texts(corpus), shape.text.vocab_size, shape.text.max_length)
+    shape = _shape(config, corpus)
+    generative = needs_words(config.objectives)
+    tokenizer = saved or learn(
+        corpus_texts(corpus), shape.text.vocab_size, shape.text.max_length, generative=generative
+    )
     text = shape.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
-    vision = shape.vision.model_copy(update={"image_size": corpus.size})
     torch.manual_seed(mixed(config.optimization.seed))
-    return tokenizer, VisionLanguageModel(shape.model_copy(update={"vision": vision, "text": text}))
+    return tokenizer, VisionLanguageModel(shape.model_copy(update={"text": text}))
+
+
+def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
+    """Return the size asked, at the resolution of the pictures, with the decoder that masked pictures need."""
+    shape = sized(config.size, topology=config.architecture.topology, tower=config.architecture.tower)
+    document = shape.model_dump()
+    document["vision"]["image_size"] = corpus.size
+    if config.objectives.mim and not shape.pixels.num_layers and shape.vision.kind == "vit":
+        document["pixels"]["num_layers"] = 1
+    shape = parse(ModelConfig, document, where=f"size {config.size} with pictures of {corpus.size} pixels")
+    check(config.objectives, shape)
+    return shape
+
+
+def _update(config: RunConfig, world: World, model: VisionLanguageModel, execution: Execution) -> Update:
+    """Return what moves the weights."""
+    setting = config.optimization
+    same_rates = setting.backbone_rate == setting.layer_decay == 1.0
+    optimizer = Optimizers(
+        model,
+        learning_rate=setting.learning_rate,
+        weight_decay=setting.weight_decay,
+        half=execution.precision == "bf16",
+        factors=None if same_rates else rate_factors(model, backbone=setting.backbone_rate, decay=setting.layer_decay),
+    )
+    fp16 = execution.precision == "fp16"
+    return Update(model, optimizer, clip=setting.clip, clip_norm=setting.clip_norm, device=world.device, fp16=fp16)
+
+
+def _teacher(config: RunConfig, model: VisionLanguageModel) -> Teacher | None:
+    wanted = config.objectives
+    return Teacher(model, wanted.queue_size) if wanted.distillation or wanted.queue_size else None
 
 
 def _execution(config: RunConfig, world: World, model: VisionLanguageModel) -> Execution:

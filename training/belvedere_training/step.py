@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from belvedere_platform.errors import BelvedereError
 from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.loader import Loader, mixed
+from belvedere_training.depth import unfreeze
+from belvedere_training.gradcache import Embedded, cached_backward, chunks
+from belvedere_training.model.tokenizer import MASK
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
-from belvedere_training.optimizer import Optimizers, schedule
+from belvedere_training.objectives.multitask import MultiTask, Outputs, any_asked, drawn
+from belvedere_training.objectives.teacher import Teacher, distilled_loss
+from belvedere_training.optimizer import schedule
 from belvedere_training.precision import Execution
+from belvedere_training.update import Update
 from belvedere_training.world import World
 
 # B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens
 
 COMPATIBILITY_FACTOR = 5.0  # what a compatibilityWeight of 1 multiplies distances by (training/LOG.md)
+_RAMP = 0.1  # of the budget, over which the teacher is given its full say (Li et al. 2021, section 4)
 
 
 class Diverged(BelvedereError):
     """The loss is no finite number any more."""
 
 
+class View(NamedTuple):
+    """This worker's part of a global batch. same_GG: pairs of all workers that are no negatives of each other."""
+
+    position: int
+    pixels_B3SS: Tensor
+    tokens_BT: Tensor
+    same_GG: Tensor
+
+
 class Stepper:
-    """Makes steps; holds nothing that changes but weights and optimizer."""
+    """Makes steps; holds nothing that changes but weights, optimizer and teacher."""
 
     def __init__(
         self,
@@ -39,60 +58,130 @@ class Stepper:
         corpus: Corpus,
         tokenizer: Tokenizer,
         model: VisionLanguageModel,
-        network: nn.Module,
-        optimizer: Optimizers,
+        update: Update,
         execution: Execution,
-        parent: VisionLanguageModel | None,
+        *,
+        parent: VisionLanguageModel | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
-        self.setting = config.optimization
+        self.setting, self.objectives = config.optimization, config.objectives
         self.compatibility_weight = config.initialize_from.compatibility_weight if config.initialize_from else 0.0
         self.world, self.corpus, self.tokenizer = world, corpus, tokenizer
-        self.model, self.network, self.optimizer = model, network, optimizer
-        self.execution, self.parent = execution, parent
+        self.model, self.update, self.execution = model, update, execution
+        self.parent, self.teacher = parent, teacher
+        multi = any_asked(self.objectives)
+        self.module: nn.Module = MultiTask(model, tokenizer.token_to_id(MASK)) if multi else model
+        self.network = self._distributed()
         share = self.setting.batch_size // world.size
         self.first = world.rank * share
         rows = slice(self.first, self.first + share)
         self.loader = Loader(corpus, tokenizer, seed=self.setting.seed, batch_size=self.setting.batch_size, rows=rows)
+        self.told: dict[str, dict[str, float]] = {}
 
     def step(self, position: int) -> float:
         """Train on the global batch at the position, and return this worker's loss."""
         setting = self.setting
-        batch = self.loader.batch(position)
-        pixels_B3SS, tokens_BT = batch.pixels_B3SS.to(self.world.device), batch.tokens_BT.to(self.world.device)
+        view = self._view(position)
         torch.manual_seed(mixed(setting.seed, position, self.world.rank + 1))  # dropout, one stream a worker
-        self.optimizer.set_rate(schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs))
-        with self.execution.autocast(self.world.device):
-            image_BE, text_BE, scale = self.network(pixels_B3SS, tokens_BT)
-        loss = contrastive_loss(
-            image_BE,
-            text_BE,
-            scale,
-            all_image_GE=gather(image_BE),
-            all_text_GE=gather(text_BE),
-            same_GG=alike(batch.pairs.concepts, batch.pairs.texts).to(self.world.device),
-            first=self.first,
-            label_smoothing=setting.label_smoothing,
-        )
-        if self.parent is not None and self.compatibility_weight:
-            loss = loss + self._compatibility(pixels_B3SS, tokens_BT, image_BE, text_BE)
-        self._update(loss, position)
-        return loss.item()
+        if setting.unfreeze_every_pairs and unfreeze(self.model, position, setting.unfreeze_every_pairs):
+            self.network = self._distributed()  # it exchanges the gradients of weights that learn
+        self.update.optimizer.set_rate(schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs))
+        terms = drawn(self.objectives, setting.seed, position)
+        self.told = {}
+        cached = 0 < setting.chunk_size < len(view.tokens_BT)
+        loss = self._in_chunks(view, terms) if cached else self._at_once(view, terms)
+        self.told["gradient_norms"] = self.update.apply()
+        if self.teacher is not None:
+            self.teacher.follow(self.model)
+        return loss
 
-    def _compatibility(self, pixels_B3SS: Tensor, tokens_BT: Tensor, image_BE: Tensor, text_BE: Tensor) -> Tensor:
+    def _at_once(self, view: View, terms: tuple[str, ...]) -> float:
+        outputs = self._embed(view, slice(0, len(view.tokens_BT)), terms)
+        loss = self._contrast(view, outputs.image_BE, outputs.text_BE, outputs.scale)
+        if outputs.losses:
+            loss = loss + self._weighed(outputs.losses)
+        value = self._checked(loss, view)
+        (self.update.factor() * loss).backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _in_chunks(self, view: View, terms: tuple[str, ...]) -> float:
+        """The same gradient with the memory of one chunk; other objectives take the chunk as their batch."""
+
+        def embed(rows: slice, last: bool) -> Embedded:
+            image_BE, text_BE, scale, losses = self._embed(view, rows, terms if last else ())
+            return Embedded(image_BE, text_BE, scale, self._weighed(losses) if losses else None)
+
+        def loss_of(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+            return self._contrast(view, image_BE, text_BE, scale)
+
+        network = self.network
+        no_sync = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
+        rows = chunks(len(view.tokens_BT), self.setting.chunk_size)
+        factor = self.update.factor()
+        return self._checked(cached_backward(embed, loss_of, rows, self.model, factor=factor, no_sync=no_sync), view)
+
+    def _view(self, position: int) -> View:
+        batch, device = self.loader.batch(position), self.world.device
+        same_GG = alike(batch.pairs.concepts, batch.pairs.texts).to(device)
+        return View(position, batch.pixels_B3SS.to(device), batch.tokens_BT.to(device), same_GG)
+
+    def _embed(self, view: View, rows: slice, terms: tuple[str, ...]) -> Outputs:
+        """Return embeddings and the losses of the terms for these rows of this worker."""
+        pixels_B3SS, tokens_BT = view.pixels_B3SS[rows], view.tokens_BT[rows]
+        with self.execution.autocast(self.world.device):
+            if not isinstance(self.module, MultiTask):
+                image_BE, text_BE, scale = self.network(pixels_B3SS, tokens_BT)
+                return Outputs(image_BE, text_BE, scale, {})
+            own = slice(self.first + rows.start, self.first + rows.stop)
+            seed = mixed(self.setting.seed, view.position, own.start, 1)
+            generator = torch.Generator().manual_seed(seed)
+            outputs: Outputs = self.network(pixels_B3SS, tokens_BT, view.same_GG[own, own], terms, generator)
+            return outputs
+
+    def _contrast(self, view: View, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+        """Return the loss of the embeddings: contrast with all workers' pairs, and nearness to the parent."""
+        if self.teacher is not None:
+            with self.execution.autocast(self.world.device):
+                taught = self.teacher.embed(view.pixels_B3SS, view.tokens_BT)
+            alpha = self.objectives.distillation * min(1.0, view.position / (_RAMP * self.setting.pairs))
+            loss = distilled_loss((image_BE, text_BE), taught, self.teacher, scale, self.first, alpha)
+        else:
+            loss = contrastive_loss(
+                image_BE,
+                text_BE,
+                scale,
+                all_image_GE=gather(image_BE),
+                all_text_GE=gather(text_BE),
+                same_GG=view.same_GG,
+                first=self.first,
+                label_smoothing=self.setting.label_smoothing,
+            )
+        if self.parent is not None and self.compatibility_weight:
+            loss = loss + self._compatibility(view, image_BE, text_BE)
+        return loss
+
+    def _compatibility(self, view: View, image_BE: Tensor, text_BE: Tensor) -> Tensor:
         """Return the weighted distance to what the frozen parent says of the same views."""
         assert self.parent is not None
         with torch.no_grad(), self.execution.autocast(self.world.device):
-            parent_image_BE, parent_text_BE, _ = self.parent(pixels_B3SS, tokens_BT)
+            parent_image_BE, parent_text_BE, _ = self.parent(view.pixels_B3SS, view.tokens_BT)
         distance = compatibility_loss(image_BE, parent_image_BE) + compatibility_loss(text_BE, parent_text_BE)
         return COMPATIBILITY_FACTOR * self.compatibility_weight * distance
 
-    def _update(self, loss: Tensor, position: int) -> None:
-        if not math.isfinite(loss.item()):
+    def _weighed(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum, and remember each term."""
+        self.told["losses"] = {name: loss.item() for name, loss in losses.items() if name != "unused"}
+        weights = {name: getattr(self.objectives, name, 1.0) for name in losses}
+        return torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
+
+    def _checked(self, loss: Tensor, view: View) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
             raise Diverged(
-                f"the loss is {loss.item()} after {position} pairs: lower optimization.learningRate "
+                f"the loss is {value} after {view.position} pairs: lower optimization.learningRate "
                 f"(now {self.setting.learning_rate:g}), lengthen optimization.warmupPairs, or set precision to fp32"
             )
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.setting.clip_norm)
-        self.optimizer.step()
+        return value
+
+    def _distributed(self) -> nn.Module:
+        return DistributedDataParallel(self.module) if self.world.size > 1 else self.module

@@ -44,9 +44,55 @@ class Optimization(Part):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="auto measures briefly and chooses")] = (
-        "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Field(description="auto measures fp32 and bf16 briefly and chooses; weights are kept in fp32 with every one"),
+    ] = "auto"
+    chunk_size: Annotated[
+        int,
+        Field(
+            ge=0, description="pairs a worker embeds at a time (GradCache); the gradient is the whole batch's. 0: all"
+        ),
+    ] = 0
+    recompute: Annotated[bool, Field(description="keep no activations inside transformer layers")] = False
+    clip: Annotated[Literal["global", "perTower"], Field(description="what clipNorm is the limit of")] = "global"
+    backbone_rate: Annotated[
+        float, Field(gt=0, le=1, description="learning rate of the towers' blocks, of the heads'")
+    ] = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1, description="further factor from each block to the one below")] = (
+        1.0
     )
+    unfreeze_every_pairs: Annotated[
+        int, Field(ge=0, description="heads learn first, then one more block of each tower every so many pairs. 0: all")
+    ] = 0
+
+
+class Architecture(Part):
+    """Which model of a size. What is not given is the size's own."""
+
+    topology: Annotated[
+        Literal["dual", "fusion", "unified", "hybrid"] | None,
+        Field(description="how far the modalities see each other"),
+    ] = None
+    tower: Annotated[Literal["conv", "vit", "resnet"] | None, Field(description="the vision tower")] = None
+
+
+class Objectives(Part):
+    """What is learned beside contrast (which always is, with weight 1), and with what weight. 0: not at all."""
+
+    itm: Annotated[float, Field(ge=0, le=100, description="does this text belong to this picture")] = 0.0
+    lm: Annotated[float, Field(ge=0, le=100, description="say the text, word after word")] = 0.0
+    mlm: Annotated[float, Field(ge=0, le=100, description="say hidden words")] = 0.0
+    mim: Annotated[float, Field(ge=0, le=100, description="paint hidden patches")] = 0.0
+    groups_per_step: Annotated[
+        int, Field(ge=1, le=3, description="how many of (itm with lm), mlm and mim are drawn for each step")
+    ] = 1
+    distillation: Annotated[
+        float, Field(ge=0, le=1, description="share of a slow copy's belief in the targets of contrast")
+    ] = 0.0
+    queue_size: Annotated[
+        int, Field(ge=0, le=1_048_576, description="embeddings of the slow copy kept as further negatives")
+    ] = 0
 
 
 class InitializeFrom(Part):
@@ -93,8 +139,10 @@ class TrainingRunSpec(Part):
         Name | None, Field(description="name of the ModelVersion published; the run's own name by default")
     ] = None
     recipe: Literal["contrastive"] = "contrastive"
-    size: Literal["nano", "small"] = "nano"
+    size: Literal["nano", "small", "base", "large"] = "nano"
+    architecture: Architecture = Architecture()
     data: TrainingData
+    objectives: Objectives = Objectives()
     optimization: Optimization
     initialize_from: InitializeFrom | None = None
     workers: Workers = Workers()
@@ -108,8 +156,8 @@ class TrainingRunSpec(Part):
     pod: PodPatch = PodPatch()
     cel: ClassVar = (
         CelRule(
-            rule="self == oldSelf || (self.model == oldSelf.model && self.data == oldSelf.data && self.optimization == oldSelf.optimization && self.recipe == oldSelf.recipe && self.size == oldSelf.size)",
-            message="model, data, optimization, recipe and size of a TrainingRun cannot be changed: make a new run",
+            rule="self == oldSelf || (self.model == oldSelf.model && self.data == oldSelf.data && self.optimization == oldSelf.optimization && self.recipe == oldSelf.recipe && self.size == oldSelf.size && self.architecture == oldSelf.architecture && self.objectives == oldSelf.objectives)",
+            message="model, data, optimization, recipe, size, architecture and objectives of a TrainingRun cannot be changed: make a new run",
         ),
         CelRule(
             rule="has(self.queue) == has(oldSelf.queue) && (!has(self.queue) || self.queue == oldSelf.queue)",

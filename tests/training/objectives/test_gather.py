@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from belvedere_training.gradcache import Embedded, cached_backward, chunks
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
 
@@ -34,32 +36,42 @@ class Pair(nn.Module):
         return image_BE, text_BE, self.log_scale.exp()
 
 
-def gradients(rank: int, size: int) -> dict[str, Any]:
+def gradients(rank: int, size: int, chunk_size: int = ROWS) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     image, text = torch.randn(ROWS, 6, generator=generator), torch.randn(ROWS, 5, generator=generator)
     same_GG = alike([0, 1, 2, 3, 4, 5, 6, 0], [*"abcdefg", "c"])
     rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
     pair = Pair()
     network = DistributedDataParallel(pair) if size > 1 else pair
-    image_BE, text_BE, scale = network(image[rows], text[rows])
-    loss = contrastive_loss(
-        image_BE,
-        text_BE,
-        scale,
-        all_image_GE=gather(image_BE),
-        all_text_GE=gather(text_BE),
-        same_GG=same_GG,
-        first=rows.start,
-        label_smoothing=0.05,
-    )
-    loss.backward()  # type: ignore[no-untyped-call]
+    own_image, own_text = image[rows], text[rows]
+
+    def embed(chunk: slice, last: bool) -> Embedded:
+        return Embedded(*network(own_image[chunk], own_text[chunk]))
+
+    def loss_of(image_BE: torch.Tensor, text_BE: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return contrastive_loss(
+            image_BE,
+            text_BE,
+            scale,
+            all_image_GE=gather(image_BE),
+            all_text_GE=gather(text_BE),
+            same_GG=same_GG,
+            first=rows.start,
+            label_smoothing=0.05,
+        )
+
+    if chunk_size < len(own_image):
+        no_sync = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
+        cached_backward(embed, loss_of, chunks(len(own_image), chunk_size), pair, no_sync=no_sync)
+    else:
+        loss_of(*network(own_image, own_text)).backward()  # type: ignore[no-untyped-call]
     return {name: parameter.grad for name, parameter in pair.named_parameters()}
 
 
 def worker(rank: int, size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    torch.save(gradients(rank, size), Path(folder) / f"{rank}.pt")
+    torch.save([gradients(rank, size), gradients(rank, size, 2)], Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -71,9 +83,9 @@ def test_two_workers_get_the_gradient_of_one(tmp_path: Path) -> None:
     spawn(worker, args=(2, port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     expected = gradients(0, 1)
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
+        for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):  # at once, and in chunks
+            for name, gradient in expected.items():
+                torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
 
 
 def test_alone_the_rows_stay_as_they_are() -> None:

@@ -12,13 +12,15 @@ from torch import Tensor
 from belvedere_training.model.text import PAD_ID
 
 SPECIAL = ("<pad>", "<start>")
+END, MASK = "<end>", "<mask>"
 # Han characters, one by one: the corpus is too small to learn which of them form words.
 _HAN = Regex(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
-def learn(texts: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
+def learn(texts: Iterable[str], vocab_size: int, context_length: int, *, generative: bool = False) -> Tokenizer:
     """Return a tokenizer of at most vocab_size entries, that pads and cuts to the context length.
 
+    generative: texts end with a token of their own, and words can be hidden behind another; both come on top.
     Byte-level BPE: Radford et al. 2019, section 2.2; nothing is out of its vocabulary and decoding gives the text back.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -37,7 +39,12 @@ def learn(texts: Iterable[str], vocab_size: int, context_length: int) -> Tokeniz
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A", special_tokens=[("<start>", 1)])
+    special = [("<start>", 1)]
+    if generative:
+        special.append((END, tokenizer.get_vocab_size()))
+        tokenizer.add_special_tokens([END, MASK])
+    single = f"<start> $A {END}" if generative else "<start> $A"
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     tokenizer.enable_truncation(context_length)
     tokenizer.enable_padding(pad_id=PAD_ID, pad_token=SPECIAL[0], length=context_length)
     return tokenizer

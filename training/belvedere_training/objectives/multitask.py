@@ -1,0 +1,111 @@
+"""The objectives of one step in one forward pass, so that they share the towers and distributed training sees them all."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from belvedere_platform.errors import InvalidInput
+from belvedere_platform.resources.training_run import Objectives
+from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.tower import Encoded
+from belvedere_training.model.vision_language import VisionLanguageModel
+from belvedere_training.objectives.language import hidden_word_loss, hide_words, next_word_loss
+from belvedere_training.objectives.matching import hard_negatives, matching_loss
+from belvedere_training.objectives.pixels import masked_image_loss
+
+# B pairs of this worker, T tokens, E embedding, S picture edge
+
+GROUPS: tuple[tuple[str, ...], ...] = (("itm", "lm"), ("mlm",), ("mim",))
+"""What is drawn together for a step. Contrast is part of every step."""
+
+
+class Outputs(NamedTuple):
+    """Embeddings for the contrast, and the losses of the other objectives by name."""
+
+    image_BE: Tensor
+    text_BE: Tensor
+    scale: Tensor
+    losses: dict[str, Tensor]
+
+
+def drawn(weights: Objectives, seed: int, position: int) -> tuple[str, ...]:
+    """Return the objectives of the step at this position beside contrast: the same on every worker."""
+    groups = [[name for name in group if getattr(weights, name)] for group in GROUPS]
+    groups = [group for group in groups if group]
+    if len(groups) > weights.groups_per_step:
+        groups = random.Random(f"{seed}/{position}/objectives").sample(groups, weights.groups_per_step)
+    return tuple(sorted(name for group in groups for name in group))
+
+
+def any_asked(weights: Objectives) -> bool:
+    """Return whether anything is learned beside contrast."""
+    return any(getattr(weights, name) for group in GROUPS for name in group)
+
+
+def needs_words(weights: Objectives) -> bool:
+    """Return whether texts need an end and a mask in the vocabulary."""
+    return bool(weights.lm or weights.mlm)
+
+
+def check(weights: Objectives, model: ModelConfig) -> None:
+    """Raise InvalidInput where an objective has no head in this model."""
+    for name in ("itm", "lm", "mlm"):
+        if getattr(weights, name) and model.topology == "dual":
+            raise InvalidInput(
+                f"objectives.{name} is {getattr(weights, name):g} and architecture.topology is dual: "
+                "it needs modalities that meet, fusion, unified or hybrid"
+            )
+    if weights.mim and not model.pixels.num_layers:
+        raise InvalidInput(f"objectives.mim is {weights.mim:g}: it needs architecture.tower vit")
+
+
+class MultiTask(nn.Module):
+    """Wraps the model for training; its weights are the model's."""
+
+    def __init__(self, model: VisionLanguageModel, mask_id: int | None) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_id = mask_id
+
+    def forward(
+        self,
+        pixels_B3SS: Tensor,
+        tokens_BT: Tensor,
+        same_BB: Tensor,
+        terms: tuple[str, ...],
+        generator: torch.Generator,
+    ) -> Outputs:
+        """Return embeddings and the losses of the terms. same_BB: pairs that are no negatives of each other."""
+        model = self.model
+        image, text = model.vision.encode(pixels_B3SS), model.text.encode(tokens_BT)
+        image_BE, text_BE, scale = model.project_image(image), model.project_text(text), model.scale()
+        losses: dict[str, Tensor] = {}
+        if "itm" in terms:
+            negatives = hard_negatives(image_BE, text_BE, scale, same_BB, generator)
+            losses["itm"] = matching_loss(model, image, text, negatives)[0]
+        if "lm" in terms:
+            losses["lm"] = self._next_words(image, text, tokens_BT)
+        if "mlm" in terms:
+            losses["mlm"] = self._hidden_words(image, tokens_BT, generator)
+        if "mim" in terms:
+            losses["mim"] = masked_image_loss(model, pixels_B3SS, generator)
+        # A weight that no term used gets a gradient of zero: distributed training waits for all of them.
+        losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
+        return Outputs(image_BE, text_BE, scale, losses)
+
+    def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor) -> Tensor:
+        # A causal tower has made this pass for the contrast already (Yu et al. 2022, arXiv:2205.01917, section 3.2).
+        text = text if self.model.text.causal else self.model.text.encode(tokens_BT, causal=True)
+        fused = self.model.fuse_encoded(image, text, causal=True)
+        return next_word_loss(self.model.words(fused.text_BTD), tokens_BT)
+
+    def _hidden_words(self, image: Encoded, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
+        assert self.mask_id is not None
+        hidden = hide_words(tokens_BT, self.mask_id, self.model.config.text.vocab_size, generator)
+        text = self.model.text.encode(hidden.tokens_BT, causal=False)
+        fused = self.model.fuse_encoded(image, text)
+        return hidden_word_loss(self.model.words(fused.text_BTD), tokens_BT, hidden.asked_BT)
