@@ -203,14 +203,20 @@ Call with (list $ .Values.operator.pod); gives YAML that fromYaml reads.
 {{- if or .Values.alerts.existingSecret .Values.alerts.token -}}yes{{- end -}}
 {{- end -}}
 
-{{/* Rules of the operator in the namespaces that it watches. Each verb is there because a test saw it used. */}}
+{{/*
+Rules of the operator in the namespaces that it watches. tests/helm runs the operator on a real API server with them: each is
+used, and none is missing. Kinds that it follows are read from its copies, so there is no "get" for them.
+*/}}
 {{- define "belvedere.operator.rules" -}}
 - apiGroups: [belvedere.dev]
-  resources: [trainingruns, modelservices]
+  resources: [trainingruns]
+  verbs: [list, watch]
+- apiGroups: [belvedere.dev]
+  resources: [modelservices]
   verbs: [get, list, watch]
 - apiGroups: [belvedere.dev]
   resources: [modelversions, engines]
-  verbs: [get, list, watch, create, patch]
+  verbs: [list, watch, create, patch]
 - apiGroups: [belvedere.dev]
   resources: [trainingruns/status, modelversions/status, engines/status, modelservices/status]
   verbs: [patch]
@@ -223,13 +229,13 @@ Call with (list $ .Values.operator.pod); gives YAML that fromYaml reads.
   verbs: [update]
 - apiGroups: [ray.io]
   resources: [rayjobs]
-  verbs: [get, list, watch, create, patch]
+  verbs: [list, watch, create, patch]
 - apiGroups: [ray.io]
   resources: [rayservices]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, patch]
+  verbs: [list, watch, create, patch]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, watch, create, patch]
