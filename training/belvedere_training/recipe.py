@@ -17,7 +17,7 @@ from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
 from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.files import load_artifact
-from belvedere_training.model.tokenizer import learn
+from belvedere_training.model.tokenizer import MASK, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.multitask import check, needs_words
 from belvedere_training.objectives.teacher import Teacher
@@ -124,6 +124,11 @@ def _model(
     if parent is not None:
         tokenizer, elder = parent
         check(config.objectives, elder.config)
+        if needs_words(config.objectives) and tokenizer.token_to_id(MASK) is None:
+            raise InvalidInput(
+                "objectives.lm and objectives.mlm need an end and a mask in the vocabulary, and the model of "
+                "initializeFrom.modelVersion was trained without them: leave them out, or train from scratch"
+            )
         model = VisionLanguageModel(elder.config)
         model.load_state_dict(elder.state_dict())
         return tokenizer, model

@@ -14,11 +14,13 @@ Attend = Literal["full", "pooled", "top"]
 RESOLUTIONS = (112, 160, 224)
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
+    """Unknown keys are refused; keys are written in camelCase or as in Python."""
+
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
 
-class ConvConfig(_Settings):
+class ConvConfig(Settings):
     """A residual convolutional tower that is cheap on CPU cores."""
 
     kind: Literal["conv"] = "conv"
@@ -41,7 +43,7 @@ class ConvConfig(_Settings):
             raise ValueError(
                 f"blocks has {len(self.blocks)} entries and widths has {len(self.widths)}; give one a stage"
             )
-        _check_multiple(self.image_size, self.stride, "the stride of the tower")
+        check_multiple(self.image_size, self.stride, "the stride of the tower")
         return self
 
     @property
@@ -50,7 +52,7 @@ class ConvConfig(_Settings):
         return int(2 ** (len(self.widths) + 1))
 
 
-class VitConfig(_Settings):
+class VitConfig(Settings):
     """A vision transformer. image_size is the native resolution; others are interpolated to."""
 
     kind: Literal["vit"] = "vit"
@@ -72,7 +74,7 @@ class VitConfig(_Settings):
                 f"with this patch {_near(self.image_size, self.patch_size)} work, and of the routed resolutions "
                 f"{_routed(self.patch_size)}; patchSize 16 divides {', '.join(map(str, RESOLUTIONS))}"
             )
-        _check_heads(self.hidden_size, self.num_heads)
+        check_heads(self.hidden_size, self.num_heads)
         return self
 
     @property
@@ -81,7 +83,7 @@ class VitConfig(_Settings):
         return self.image_size // self.patch_size
 
 
-class ResNetConfig(_Settings):
+class ResNetConfig(Settings):
     """A bottleneck residual network; its last stage is 256 * 2^(stages - 1) wide (2048 with four stages)."""
 
     kind: Literal["resnet"] = "resnet"
@@ -96,11 +98,12 @@ class ResNetConfig(_Settings):
 
     @model_validator(mode="after")
     def _stride_divides(self) -> Self:
-        _check_multiple(self.image_size, 2 ** (len(self.layers) + 1), "the stride of the tower")
+        check_multiple(self.image_size, 2 ** (len(self.layers) + 1), "the stride of the tower")
         return self
 
 
-def _check_multiple(image_size: int, stride: int, what: str) -> None:
+def check_multiple(image_size: int, stride: int, what: str) -> None:
+    """Raise ValueError where the stride does not divide the resolution, with resolutions that work."""
     if image_size % stride:
         raise ValueError(
             f"imageSize {image_size} must be a multiple of {stride}, {what}: {_near(image_size, stride)} work"
@@ -117,7 +120,8 @@ def _routed(patch_size: int) -> str:
     return ", ".join(str(size) for size in RESOLUTIONS if size % patch_size == 0) or "none"
 
 
-def _check_heads(hidden_size: int, num_heads: int) -> None:
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raise ValueError where the width cannot be shared among the heads."""
     if hidden_size % num_heads:
         raise ValueError(f"hiddenSize {hidden_size} must be a multiple of numHeads {num_heads}")
 
@@ -133,7 +137,7 @@ VisionConfig = Annotated[
 ]
 
 
-class TextConfig(_Settings):
+class TextConfig(Settings):
     """A pre-norm transformer over subword tokens."""
 
     kind: Literal["transformer"] = "transformer"
@@ -151,11 +155,11 @@ class TextConfig(_Settings):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        _check_heads(self.hidden_size, self.num_heads)
+        check_heads(self.hidden_size, self.num_heads)
         return self
 
 
-class FusionConfig(_Settings):
+class FusionConfig(Settings):
     """The blocks above the towers, as wide as the text tower. None: the model can only be dual."""
 
     num_layers: Annotated[int, Field(ge=0)] = 0
@@ -166,7 +170,7 @@ class FusionConfig(_Settings):
     itm_head: Annotated[Literal["bce", "ce"], Field(description="one logit, or one for each class")] = "bce"
 
 
-class PixelConfig(_Settings):
+class PixelConfig(Settings):
     """The light decoder of masked patches. None: no masked image modelling."""
 
     num_layers: Annotated[int, Field(ge=0)] = 0
@@ -174,7 +178,7 @@ class PixelConfig(_Settings):
     num_heads: Annotated[int, Field(ge=1)] = 4
 
 
-class ModelConfig(_Settings):
+class ModelConfig(Settings):
     """One model: a tower a modality, a shared space, and how far the modalities see each other."""
 
     topology: Topology = "dual"
@@ -191,7 +195,7 @@ class ModelConfig(_Settings):
         if self.topology == "hybrid" and self.fusion.num_layers < 2:
             raise ValueError("topology hybrid needs fusion.numLayers of 2 or more: some cross, some concatenate")
         if self.fusion.num_layers:
-            _check_heads(self.text.hidden_size, self.fusion.num_heads)
+            check_heads(self.text.hidden_size, self.fusion.num_heads)
         if self.pixels.num_layers and self.vision.kind != "vit":
             raise ValueError(
                 f"pixels.numLayers needs vision.kind vit, whose tokens are patches; it is {self.vision.kind}"
