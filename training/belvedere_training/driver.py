@@ -51,6 +51,7 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int) -> Des
             "config": config.model_dump(mode="json", by_alias=True),
             "artifacts": artifacts_url,
             "error_file": error_file,
+            "evidence": f"{storage}/{config.identity}",
         },
         scaling_config=scaling,
         run_config=RayRunConfig(
@@ -75,7 +76,9 @@ def _worker(loop: dict[str, Any]) -> None:
 
     config = RunConfig.model_validate(loop["config"])
     try:
-        train(config, ArtifactStore(loop["artifacts"]), RayWorld(config.run.namespace, config.run.name))
+        train(
+            config, ArtifactStore(loop["artifacts"]), RayWorld(config.run.namespace, config.run.name, loop["evidence"])
+        )
     except BelvedereError as error:
         with fsspec.open(loop["error_file"], "w") as file:
             json.dump({"message": str(error), "exit_code": error.exit_code}, file)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
+from belvedere_platform.errors import Unavailable
 from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.precision import Execution
-from belvedere_training.step import Stepper
+from belvedere_training.step import Diverged, Stepper
 from belvedere_training.world import World, all_cores
 
 CURVE_POINTS = 200
@@ -38,6 +41,10 @@ class Progress:
     def curves(self) -> dict[str, Any]:
         """Return the curves as curves.json holds them: [pairs, value] each."""
         return {"loss": self.loss_curve, "imagesPerSecond": self.rate_curve, "recall": self.recall_curve}
+
+
+class Interrupted(Unavailable):
+    """The run was asked to end before it was done; its state is safe."""
 
 
 class Meter:
@@ -73,6 +80,7 @@ class Loop:
         self.quick = quick
         self.clock = clock
         self._said = float("-inf")
+        self._left = False
         size = config.optimization.batch_size
         self.budget = config.optimization.pairs // size * size
 
@@ -81,12 +89,50 @@ class Loop:
         end = self.budget if until is None else min(until, self.budget)
         meter = Meter(self.clock)
         while self.progress.pairs < end:
-            meter.losses.append(self.stepper.step(self.progress.pairs))
+            meter.losses.append(self._step())
             self.progress.pairs += self.config.optimization.batch_size
             on_curve = self._crossed(max(1, self.budget // CURVE_POINTS)) or self.progress.pairs >= end
             if on_curve or meter.seconds() > REPORT_SECONDS:
                 self._report(meter, on_curve)
             self._evaluate_and_keep(meter)
+            self._make_way()
+        self.world.settle()
+
+    def _step(self) -> float:
+        """Make a step; a batch that cannot be learned from is saved, so that it can be looked at."""
+        position = self.progress.pairs
+        try:
+            return self.stepper.step(position)
+        except Diverged as error:
+            where = self.world.evidence(f"diverged-{position}-rank{self.world.rank}.pt", self._batch_at(position))
+            raise Diverged(f"{error}; the batch is in {where}") from error
+
+    def _batch_at(self, position: int) -> bytes:
+        """Return the batch as a file that torch.load reads with weights_only."""
+        batch = self.stepper.loader.make(position)
+        out = io.BytesIO()
+        content = {
+            "pixels": batch.pixels_B3SS.contiguous(),
+            "tokens": batch.tokens_BT,
+            "texts": list(batch.pairs.texts),
+            "pictures": list(batch.pairs.pictures),
+            "position": position,
+        }
+        torch.save(content, out)
+        return out.getvalue()
+
+    def _make_way(self) -> None:
+        """Save the state just in time when this place is about to be taken away."""
+        if self._left or self.progress.pairs >= self.budget or not self.world.leaving(self.progress.pairs):
+            return
+        self._left = True
+        self.world.keep(self.state(), {"pairs": self.progress.pairs})
+        self.world.say({"event": "leaving", "pairs": self.progress.pairs})
+        if self.world.ends_when_leaving():
+            self.world.settle()
+            raise Interrupted(
+                f"asked to end after {self.progress.pairs} of {self.budget} pairs: the state is saved, the same command goes on"
+            )
 
     def _report(self, meter: Meter, on_curve: bool) -> None:
         """Publish rank 0's loss (an even share of every batch) and the rate of all workers."""
@@ -123,8 +169,7 @@ class Loop:
         if evaluate_now and self.world.rank == 0:
             self._evaluate()
         if keep_now:
-            state = self.state() if self.world.rank == 0 else None
-            self.world.keep(state, {"pairs": self.progress.pairs})
+            self.world.keep(self.state(), {"pairs": self.progress.pairs})
         meter.reset()
 
     def _evaluate(self) -> None:

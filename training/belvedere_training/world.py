@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as distributed
 
-CHECKPOINT_FILE = "state.pt"
+from belvedere_training.checkpoint import Background, CheckpointFolder, part_name, part_of, read_state, write_part
+
+_ASK_EVERY_STEPS = 16
 
 
 class World(Protocol):
@@ -30,8 +33,24 @@ class World(Protocol):
         """Return the newest saved state, if there is one."""
         ...
 
-    def keep(self, state: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> None:
-        """Save the state (given on rank 0, None elsewhere). Every rank must call it."""
+    def keep(self, state: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Save this worker's share of the state, in the background. Every rank must call it, at the same position."""
+        ...
+
+    def settle(self) -> None:
+        """Return when everything that `keep` began is safe; raises what went wrong with it."""
+        ...
+
+    def leaving(self, position: int) -> bool:
+        """Return whether this place is about to be taken away. Every rank must ask at the same positions."""
+        ...
+
+    def ends_when_leaving(self) -> bool:
+        """Return whether the run is to end once its state is safe, or goes on until it is ended."""
+        ...
+
+    def evidence(self, name: str, data: bytes) -> str:
+        """Put a file where it outlives the run, and return where."""
         ...
 
     def say(self, metrics: Mapping[str, Any]) -> None:
@@ -45,34 +64,47 @@ def say_line(metrics: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Return a saved state; only tensors and plain values are read, never code."""
-    state: dict[str, Any] = torch.load(folder / CHECKPOINT_FILE, map_location="cpu", weights_only=True)
-    return state
-
-
 class LocalWorld:
     """One process. Checkpoints go to a folder, or nowhere."""
 
-    def __init__(self, folder: Path | None = None, *, cores: int | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, cores: int | None = None, notice: threading.Event | None = None
+    ) -> None:
         self.rank, self.size = 0, 1
         self.cores = cores or os.cpu_count() or 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder = folder
+        self.notice = notice or threading.Event()
+        self._background = Background()
 
     def last_checkpoint(self) -> dict[str, Any] | None:
-        """Return the state in the folder, if there is one."""
-        if self.folder is None or not (self.folder / CHECKPOINT_FILE).is_file():
-            return None
-        return read_state(self.folder)
+        """Return the newest state in the folder, if there is one."""
+        return None if self.folder is None else CheckpointFolder(self.folder).read()
 
-    def keep(self, state: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> None:
-        """Write the state beside the last one and move it into its place."""
-        if self.folder is not None and state is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / f"{CHECKPOINT_FILE}.partial"
-            torch.save(dict(state), partial)
-            partial.replace(self.folder / CHECKPOINT_FILE)
+    def keep(self, state: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Copy the state, and write it while training goes on."""
+        if self.folder is not None:
+            part, folder, position = part_of(state, 0, 1), CheckpointFolder(self.folder), int(metrics["pairs"])
+            self._background.start(lambda: folder.write(part, position))
+
+    def settle(self) -> None:
+        """Wait for the last checkpoint."""
+        self._background.wait()
+
+    def leaving(self, position: int) -> bool:
+        """Return whether this process was asked to end."""
+        return self.notice.is_set()
+
+    def ends_when_leaving(self) -> bool:
+        """Return True: nobody else would end it."""
+        return True
+
+    def evidence(self, name: str, data: bytes) -> str:
+        """Write the file beside the checkpoints, or into the folder for temporary files."""
+        folder = self.folder or Path(tempfile.mkdtemp(prefix="belvedere-evidence-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+        return str(folder / name)
 
     def forget(self) -> None:
         """Remove the checkpoint of a finished run."""
@@ -87,7 +119,7 @@ class LocalWorld:
 class RayWorld:
     """One worker of a Ray Train run; live metrics go to Ray's Prometheus exporter as well."""
 
-    def __init__(self, namespace: str, run: str) -> None:
+    def __init__(self, namespace: str, run: str, evidence_url: str) -> None:
         import ray
         import ray.train
         import ray.train.torch
@@ -98,6 +130,8 @@ class RayWorld:
         self.cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size()) * self.size
         self._gauges = _gauges() if self.rank == 0 else {}
         self._labels = {"namespace": namespace, "run": run}
+        self._evidence_url = evidence_url
+        self._asked = 0
 
     def last_checkpoint(self) -> dict[str, Any] | None:
         """Return the state that Ray Train kept last, of this attempt or an earlier one."""
@@ -109,16 +143,47 @@ class RayWorld:
         with checkpoint.as_directory() as folder:
             return read_state(Path(folder))
 
-    def keep(self, state: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> None:
-        """Hand the state to Ray Train, which uploads it."""
+    def keep(self, state: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Hand this worker's share to Ray Train, which uploads it while training goes on and puts the shares together."""
         import ray.train
 
-        if state is None:
-            ray.train.report(dict(metrics))
-            return
-        with tempfile.TemporaryDirectory(prefix="belvedere-checkpoint-") as folder:
-            torch.save(dict(state), Path(folder) / CHECKPOINT_FILE)
-            ray.train.report(dict(metrics), checkpoint=ray.train.Checkpoint.from_directory(folder))
+        folder = Path(tempfile.mkdtemp(prefix="belvedere-checkpoint-"))
+        try:
+            write_part(part_of(state, self.rank, self.size), folder / part_name(self.rank, self.size))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        ray.train.report(
+            dict(metrics),
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def settle(self) -> None:
+        """Do nothing: Ray Train waits for its uploads before the run ends."""
+
+    def leaving(self, position: int) -> bool:
+        """Return whether a node of this run is about to be taken away. Asking is a meeting of all workers: not each step."""
+        import ray.train
+
+        self._asked += 1
+        if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0" or self._asked % _ASK_EVERY_STEPS:
+            return False
+        return ray.train.get_preemption_info() is not None
+
+    def ends_when_leaving(self) -> bool:
+        """Return False: Ray Train ends the workers and starts them elsewhere."""
+        return False
+
+    def evidence(self, name: str, data: bytes) -> str:
+        """Write the file beside the run's checkpoints."""
+        import fsspec
+
+        url = f"{self._evidence_url}/{name}"
+        with fsspec.open(url, "wb") as file:
+            file.write(data)
+        return url
 
     def say(self, metrics: Mapping[str, Any]) -> None:
         """Set the gauges and print the metrics as one JSON line."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from pathlib import Path
 
 import click
@@ -50,7 +52,9 @@ def train(
         from belvedere_training.recipe import train as run_recipe
         from belvedere_training.world import LocalWorld
 
-        descriptor = run_recipe(config, store, LocalWorld(checkpoints))
+        notice = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: notice.set())  # a machine that is taken away says so before
+        descriptor = run_recipe(config, store, LocalWorld(checkpoints, notice=notice))
         assert descriptor is not None
     else:
         from belvedere_training.driver import train_on_ray
