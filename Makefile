@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo crds dashboards helm-values lock clean control-plane control-plane-down contract
+.PHONY: help setup demo down test check format bench bench-demo bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -50,7 +50,10 @@ helm-values: ## write the table of the chart's values
 format: ## format the code
 	ruff format . && ruff check --fix .
 
-bench: bench-demo ## every benchmark
+bench: bench-demo bench-training ## every benchmark
+
+bench-training: setup ## the model and its training: explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
+	@python deploy/benchmarks/training_bench.py --output build/bench/training.json $(BENCH_ARGS)
 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
 	@python deploy/demo --chaos --bench build/bench/demo.json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import fsspec
 
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
-from belvedere_platform.errors import BelvedereError
+from belvedere_platform.errors import BelvedereError, InvalidInput
 from belvedere_training.config import RunConfig
 
 ERROR_FILE = "belvedere-error.json"
@@ -22,8 +23,27 @@ def checkpoint_root() -> str:
     return os.environ.get("BELVEDERE_CHECKPOINTS") or str(home / "checkpoints")
 
 
-def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int) -> Descriptor:
-    """Run the recipe on so many Ray Train workers and return the published model."""
+def elastic_workers(config: RunConfig) -> int | tuple[int, int]:
+    """Return the number of workers, or the least and the most; InvalidInput when some number would not share the batch."""
+    least, most = config.workers.min, config.workers.max
+    size = config.optimization.batch_size
+    unfit = [count for count in range(least, most + 1) if size % count]
+    if unfit:
+        step = math.lcm(*range(least, most + 1))
+        raise InvalidInput(
+            f"optimization.batchSize is {size}, and {unfit[0]} of workers.min {least} to workers.max {most} workers cannot "
+            f"share it evenly: use a multiple of {step}, or another range of workers"
+        )
+    return most if least == most else (least, most)
+
+
+def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None = None) -> Descriptor:
+    """Run the recipe on Ray Train and return the published model.
+
+    Without a number of workers, Ray Train takes as many as there is room for between the configuration's bounds, and
+    starts anew from the last checkpoint with fewer or more when that changes. The global batch stays the same.
+    """
+    workers = num_workers or elastic_workers(config)
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault(
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180"
@@ -41,7 +61,7 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int) -> Des
     _remove(error_file)
     resources = config.workers.resources
     scaling = ScalingConfig(
-        num_workers=num_workers,
+        num_workers=workers,
         use_gpu=resources.gpu > 0,
         resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})},
     )

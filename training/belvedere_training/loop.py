@@ -88,6 +88,8 @@ class Loop:
         """Make all steps that are left, or those up to `until` pairs."""
         end = self.budget if until is None else min(until, self.budget)
         meter = Meter(self.clock)
+        if self.progress.pairs and self.world.rank == 0:
+            self.world.say({"event": "resumed", "pairs": self.progress.pairs})
         while self.progress.pairs < end:
             meter.losses.append(self._step())
             self.progress.pairs += self.config.optimization.batch_size

@@ -131,6 +131,7 @@ class RayWorld:
         self._gauges = _gauges() if self.rank == 0 else {}
         self._labels = {"namespace": namespace, "run": run}
         self._evidence_url = evidence_url
+        say_line({"event": "worker", "rank": self.rank, "of": self.size, "pid": os.getpid()})
         self._asked = 0
 
     def last_checkpoint(self) -> dict[str, Any] | None:

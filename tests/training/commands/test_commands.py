@@ -12,6 +12,8 @@ from PIL import Image
 from belvedere_platform.errors import BelvedereError, InvalidInput, NotFound
 from belvedere_training.commands.data import data
 from belvedere_training.commands.train import train
+from belvedere_training.config import read_config
+from belvedere_training.driver import elastic_workers
 
 RUN = {
     "kind": "TrainingRun",
@@ -102,3 +104,20 @@ def test_an_interrupted_build_says_that_it_goes_on(tmp_path: Path, monkeypatch: 
 def test_wrong_options_are_refused_before_anything_is_read(tmp_path: Path, option: list[str], message: str) -> None:
     words = ["build", "folder", str(tmp_path / "none"), "--name", "mine", "--licence", "CC0-1.0", *option]
     assert message in str(error_of(data, words))
+
+
+def elastic(batch: int, least: int, most: int) -> int | tuple[int, int]:
+    spec = {**RUN["spec"], "optimization": {"pairs": 1000, "batchSize": batch}, "workers": {"min": least, "max": most}}  # type: ignore[dict-item]
+    return elastic_workers(read_config(json.dumps({**RUN, "spec": spec}), where="test"))
+
+
+def test_workers_are_elastic_between_their_bounds() -> None:
+    assert elastic(128, 2, 2) == 2
+    assert elastic(128, 1, 2) == (1, 2)
+
+
+def test_a_batch_that_some_number_of_workers_cannot_share_is_refused() -> None:
+    with pytest.raises(
+        InvalidInput, match=r"batchSize is 128, and 3 of workers.min 1 to workers.max 4 .*multiple of 12"
+    ):
+        elastic(128, 1, 4)

@@ -19,7 +19,9 @@ from belvedere_platform.errors import InvalidInput, NotFound
     "--config", "config_path", type=click.Path(path_type=Path), help="YAML: a TrainingRun, or a run's configuration"
 )
 @click.option("--config-env", metavar="VAR", help="environment variable that holds the configuration as JSON")
-@click.option("--workers", type=click.IntRange(1), default=None, help="workers, instead of workers.max")
+@click.option(
+    "--workers", type=click.IntRange(1), default=None, help="so many workers, instead of workers.min to workers.max"
+)
 @click.option("--local", is_flag=True, help="one process without Ray")
 @click.option(
     "--checkpoints",
@@ -59,7 +61,7 @@ def train(
     else:
         from belvedere_training.driver import train_on_ray
 
-        descriptor = train_on_ray(config, url, workers or config.workers.max)
+        descriptor = train_on_ray(config, url, workers)
     click.echo(json.dumps({"tag": config.output_tag, "digest": descriptor.digest}))
 
 

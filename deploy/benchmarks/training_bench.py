@@ -1,0 +1,68 @@
+"""The model and its training, measured: `make bench-training`.
+
+usage: training_bench.py --output FILE [--only GROUP …] [--pairs N] [--model REF --artifacts URL]
+
+Each group makes its rows alone; one that cannot be measured gives rows without a value, and says why. `--model` takes a model
+that is there instead of training one first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import training_compression
+import training_explanation
+import training_faults
+import training_loader
+from belvedere_platform.errors import BelvedereError
+from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
+from training_subject import Subject, prepared
+
+PACKAGES = ("belvedere", "torch", "ray", "captum", "tokenizers")
+
+Group = Callable[[Subject], list[Row]]
+GROUPS: Mapping[str, tuple[tuple[str, ...], Group]] = {
+    "explanation": (training_explanation.NAMES, training_explanation.rows),
+    "loader": (training_loader.NAMES, training_loader.rows),
+    "faults": (training_faults.NAMES, training_faults.rows),
+    "compression": (training_compression.NAMES, training_compression.rows),
+}
+"""By name: which rows the group makes, so that each is in the file even when it could not be measured, and how."""
+
+
+def measured(names: tuple[str, ...], group: Group, subject: Subject) -> list[Row]:
+    """Return the group's rows, or one without a value for each name when the group fails."""
+    try:
+        return group(subject)
+    except (BelvedereError, OSError, RuntimeError, ImportError) as error:
+        traceback.print_exc()
+        return [result(name, None, "", "higher", None, note=f"{type(error).__name__}: {error}") for name in names]
+
+
+def main() -> None:
+    """Measure the groups asked for and write the file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", action="append", choices=sorted(GROUPS))
+    parser.add_argument("--pairs", type=int, default=40_000, help="budget of the model that is looked at")
+    parser.add_argument("--model", help="look at this model instead, from --artifacts")
+    parser.add_argument("--artifacts", help="URL of the artifact store")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
+        subject = prepared(Path(folder), options.artifacts, options.model, options.pairs)
+        rows: list[Row] = []
+        for name in options.only or GROUPS:
+            names, group = GROUPS[name]
+            print(f"[{time.monotonic() - started:6.0f} s] {name}", flush=True)
+            rows += measured(names, group, subject)
+    write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
+
+
+if __name__ == "__main__":
+    main()
