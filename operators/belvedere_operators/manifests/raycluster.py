@@ -9,14 +9,17 @@ RAY_VERSION = "2.60.0"
 GPU = "nvidia.com/gpu"
 # KubeRay and the operator ask the dashboard without a token; who may reach it is a NetworkPolicy's to say.
 RAY_ENVIRONMENT: Mapping[str, str] = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-DASHBOARD_PORT, AGENT_PORT, METRICS_PORT = 8265, 52365, 8080
+DASHBOARD_PORT, AGENT_PORT, METRICS_PORT, SERVE_PORT = 8265, 52365, 8080, 8000
 
 
-def head_container(name: str, resources: Mapping[str, Any]) -> dict[str, Any]:
+def head_container(name: str, resources: Mapping[str, Any], *, serves: bool = False) -> dict[str, Any]:
     """Return the container of a head. It runs no work, so its health is that of Ray's own services."""
-    ports = _ports({"gcs-server": 6379, "dashboard": DASHBOARD_PORT, "client": 10001, "metrics": METRICS_PORT})
+    ports = {"gcs-server": 6379, "dashboard": DASHBOARD_PORT, "client": 10001, "metrics": METRICS_PORT}
+    if serves:
+        # KubeRay never calls a RayService ready whose head has no port of this name, though no request needs it here.
+        ports["serve"] = SERVE_PORT
     health = {"path": "/api/gcs_healthz", "port": DASHBOARD_PORT}
-    return {"name": name, "resources": dict(resources), "ports": ports, **_probes(health)}
+    return {"name": name, "resources": dict(resources), "ports": _ports(ports), **_probes(health)}
 
 
 def worker_container(name: str, resources: Mapping[str, Any]) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def _cluster(spec: TrainingRunSpec, pods: PodSettings, labels: Mapping[str, str]
             labels=labels,
         )
 
-    driver = WorkerResources(cpu=1, memory="2Gi")
+    # The driver waits for its workers: where those are small, as on a test cluster, it needs no whole core either.
+    driver = WorkerResources(cpu=min(1.0, resources.cpu), memory="2Gi")
     return {
         "rayVersion": RAY_VERSION,
         "headGroupSpec": {

@@ -165,7 +165,7 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
         "rayVersion": RAY_VERSION,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": pod(head_container("ray", _resources(0.5, "2Gi")), "head"),
+            "template": pod(head_container("ray", _resources(min(0.5, cpu), "2Gi"), serves=True), "head"),
         },
         "workerGroupSpecs": [
             {

@@ -13,6 +13,11 @@ from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayservice import ray_service
 from belvedere_platform.resources import GatewayRoute, ModelService
 
+PODS = PodSettings(
+    image="belvedere:test",
+    environment={"BELVEDERE_ARTIFACTS": "file:///artifacts", "BELVEDERE_INSTANCE": "one"},
+)
+
 
 @pytest.fixture
 def built(owner, spec):
@@ -22,10 +27,7 @@ def built(owner, spec):
         version="v2",
         engine_digest="sha256:" + "b" * 64,
         replicas=3,
-        pods=PodSettings(
-            image="belvedere:test",
-            environment={"BELVEDERE_ARTIFACTS": "file:///artifacts", "BELVEDERE_INSTANCE": "one"},
-        ),
+        pods=PODS,
     )
 
 
@@ -58,6 +60,19 @@ def test_replicas_are_reached_directly_and_probed_without_serves_proxy(built):
     assert environment["BELVEDERE_INSTANCE"] == "one"
     assert container["readinessProbe"]["httpGet"]["port"] == 52365
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(("cpu", "head"), [(0.1, "0.1"), (4, "0.5")])
+def test_a_head_asks_for_no_more_than_a_replica(owner, spec, cpu, head):
+    small = spec.model_copy(update={"resources": spec.resources.model_copy(update={"cpu": cpu})})
+    made = ray_service(owner, small, version="v2", engine_digest="sha256:" + "b" * 64, replicas=1, pods=PODS)
+    (container,) = made["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["cpu"] == head
+
+
+def test_the_head_has_the_port_without_which_kuberay_calls_no_service_ready(built):
+    (container,) = built["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert "serve" in {port["name"] for port in container["ports"]}
 
 
 def test_children_are_labelled_and_owned(owner, spec, built):
