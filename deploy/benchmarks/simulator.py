@@ -238,7 +238,8 @@ class Simulator:
         if "effective_weight" not in query or service is None:
             return []
         versions = sorted(self._versions.get(service.group(1), ()))
-        return [{"metric": {"version": version, "protocol": "grpc"}, "value": [0, "100"]} for version in versions]
+        labels = {"belvedere_question": "effective_weight", "protocol": "grpc"}
+        return [{"metric": {**labels, "version": version}, "value": [0, "100"]} for version in versions]
 
 
 def main() -> None:

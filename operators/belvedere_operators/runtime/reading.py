@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import Counter, Histogram
 
+from belvedere_operators.runtime.copies import key_of
 from belvedere_operators.runtime.queue import Key
 from belvedere_operators.runtime.reflector import Caches, Reflector
 from belvedere_platform.errors import BelvedereError, NotFound
@@ -17,7 +20,7 @@ from belvedere_platform.store.protocol import Propagation
 
 REQUESTS = Counter("belvedere_store_requests_total", "Calls of the object store", ["verb", "kind", "outcome"])
 REQUEST_SECONDS = Histogram("belvedere_store_request_seconds", "Time of one call of the object store", ["verb"])
-WRITES = frozenset({"apply", "apply_status", "delete"})
+APPLIED_ANNOTATION = "belvedere.dev/applied"
 T = TypeVar("T")
 
 
@@ -89,9 +92,40 @@ class MeteredStore:
             REQUEST_SECONDS.labels(verb).observe(self._monotonic() - began)
 
 
+def _marked(manifest: Manifest, field_manager: str) -> Manifest:
+    """Return the manifest with the digest of it and of who applies it."""
+    metadata = manifest["metadata"]
+    given = {name: value for name, value in metadata.items() if name != "resourceVersion"}
+    text = json.dumps([field_manager, {**manifest, "metadata": given}], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    annotations = {**metadata.get("annotations", {}), APPLIED_ANNOTATION: digest}
+    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
+
+
+def _stands(marked: Manifest, known: Manifest) -> bool:
+    """Return whether an object has every field of what is to be applied, and was last applied as that."""
+    return "deletionTimestamp" not in known["metadata"] and _covers(known, marked)
+
+
+def _covers(known: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping):
+        return isinstance(known, Mapping) and all(
+            name in known and _covers(known[name], value) for name, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        return (
+            isinstance(known, list)
+            and len(known) == len(wanted)
+            and all(_covers(one, other) for one, other in zip(known, wanted, strict=True))
+        )
+    return bool(known == wanted)
+
+
 class CachedStore:
     """Reads kinds that are followed from their copy, and teaches the copy each write, so that a reconcile sees its own last one.
 
+    What was applied before and still stands is not applied again: each object carries a digest of what it was last applied
+    as, so that a field that is no longer given is noticed, and a field that someone else changed differs from the copy.
     Of a kind that is followed by a label only, what lacks the label is not there: it is not ours to touch.
     """
 
@@ -131,7 +165,14 @@ class CachedStore:
 
     async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:
         """Create the object or merge the fields given."""
-        return self._learned(await self._store.apply(manifest, field_manager=field_manager, force=force))
+        reflector = self._followed(kind_of(manifest))
+        if reflector is None:
+            return self._learned(await self._store.apply(manifest, field_manager=field_manager, force=force))
+        marked = _marked(manifest, field_manager)
+        known = reflector.get(key_of(manifest))
+        if known is not None and _stands(marked, known):
+            return known
+        return self._learned(await self._store.apply(marked, field_manager=field_manager, force=force))
 
     async def apply_status(self, manifest: Manifest, *, field_manager: str) -> Manifest:
         """Apply `status` alone."""

@@ -56,6 +56,35 @@ async def test_a_reconcile_sees_its_own_last_write(followed: Any, put: Put) -> N
     assert [one["data"]["value"] for one in listing.items] == ["2"]
 
 
+async def test_what_stands_is_not_applied_again_and_what_does_not_is(followed: Any, put: Put) -> None:
+    await put("before")
+    reading = await followed()
+    asked: list[str] = []
+    inner, apply = reading._store, reading._store.apply
+
+    async def counted(manifest: Manifest, **more: Any) -> Manifest:
+        asked.append(manifest["metadata"]["name"])
+        return await apply(manifest, **more)
+
+    inner.apply = counted
+    metadata = {"name": "a", "namespace": "default", "labels": {"x": "1"}}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"b": "1", "a": "2"}}
+    first = await reading.apply(body, field_manager="m")
+    again = await reading.apply({**body, "data": {"a": "2", "b": "1"}}, field_manager="m")
+    assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    assert asked == ["a"]
+    # A field less, and a field that someone else has changed, are both written.
+    less = {**body, "data": {"a": "2"}}
+    assert (await reading.apply(less, field_manager="m"))["data"] == {"a": "2"}
+    assert asked == ["a", "a"]
+    meddled = await inner.apply({**body, "data": {"a": "9"}}, field_manager="other")
+    reading._caches.of(CONFIG_MAP).learn(meddled)
+    assert (await reading.apply(less, field_manager="m"))["data"] == {"a": "2"}
+    # Another manager's word is its own.
+    await reading.apply(less, field_manager="n")
+    assert asked == ["a"] * 5
+
+
 async def test_what_others_write_is_seen_when_the_watch_says_so(followed: Any, put: Put) -> None:
     reading = await followed()
     await put("late")

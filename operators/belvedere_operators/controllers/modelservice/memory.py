@@ -11,6 +11,8 @@ from belvedere_operators.runtime import Key
 
 IDLE_LOOKS_PER_SECOND = 20.0
 """How many services without a rollout are looked at in a second, all together."""
+WAITING_LOOK_SECONDS = 1.0
+WAITING_LOOKS_PER_SECOND = 100.0
 
 
 class Memory:
@@ -43,7 +45,13 @@ def worth_writing(journal: Journal) -> Journal:
 
 
 def look_seconds(interval_seconds: float, journal: Journal, num_services: int) -> float:
-    """Return how long after a look the next one is due: as asked during a rollout, seldom enough for all without one."""
+    """Return how long after a look the next one is due: as asked during a rollout, seldom enough for all without one.
+
+    While a service waits for the gateway to send it requests, the figures are what it waits for.
+    """
     if journal.active is not None:
         return interval_seconds
+    looked = journal.looked
+    if journal.served and looked is not None and journal.stable not in looked.effective_weight and not looked.problem:
+        return min(interval_seconds, max(WAITING_LOOK_SECONDS, num_services / WAITING_LOOKS_PER_SECOND))
     return max(interval_seconds, num_services / IDLE_LOOKS_PER_SECOND)

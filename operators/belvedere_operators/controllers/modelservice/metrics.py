@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from belvedere_platform.errors import Unavailable
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.telemetry import gateway_metrics
 
+QUESTION = "belvedere_question"
 REQUESTS, ERRORS, WITHIN, SHADOW = "requests", "errors", "within", "shadow"
 
 
@@ -50,6 +50,14 @@ class Prometheus:
         self._url = url.rstrip("/") + "/api/v1/query"
         self._timeout_seconds = timeout_seconds
 
+    async def query_all(self, expressions: Mapping[str, str], *, at: float) -> dict[str, list[Vector]]:
+        """Return the vectors of several expressions at one time, asked for at once. Raises Unavailable."""
+        found: dict[str, list[Vector]] = {name: [] for name in expressions}
+        for vector in await self.query(together(expressions), at=at):
+            labels = dict(vector.labels)
+            found[labels.pop(QUESTION)].append(Vector(labels=labels, value=vector.value))
+        return found
+
     async def query(self, expression: str, *, at: float) -> list[Vector]:
         """Return the vector of an expression at a time. Raises Unavailable."""
         try:
@@ -64,36 +72,37 @@ class Prometheus:
         return [Vector(labels=item["metric"], value=float(item["value"][1])) for item in answer["data"]["result"]]
 
 
+def together(expressions: Mapping[str, str]) -> str:
+    """Return one expression for the vectors of all, each element labelled with the name of its own."""
+    return " or ".join(
+        f'label_replace({expression}, "{QUESTION}", "{name}", "", "")' for name, expression in expressions.items()
+    )
+
+
 async def look(prometheus: Prometheus, namespace: str, service: str, spec: ModelServiceSpec, *, at: float) -> Metrics:
     """Return everything measured of a service. One time for all queries, so that the figures belong together."""
     length = window(20 * spec.rollout.interval_seconds)
     short = window(4 * spec.rollout.interval_seconds)
     threshold = spec.slo.latency.threshold_milliseconds
-    expressions = (
-        gateway_metrics.requests_query(namespace, service),
-        gateway_metrics.errors_query(namespace, service),
-        gateway_metrics.latency_buckets_query(namespace, service),
-        gateway_metrics.shadow_comparisons_query(namespace, service),
-        f"sum(avg_over_time({gateway_metrics.IN_FLIGHT}{_selector(namespace, service)}[{short}]))",
-        gateway_metrics.latency_quantile(namespace, service, 0.95, length),
-        gateway_metrics.error_ratio(namespace, service, length),
-        gateway_metrics.slow_ratio(namespace, service, threshold, length),
-        gateway_metrics.effective_weight_query(namespace, service),
-    )
-    found = await asyncio.gather(*(prometheus.query(expression, at=at) for expression in expressions))
-    counters = [
-        *_samples(REQUESTS, found[0]),
-        *_samples(ERRORS, found[1]),
-        *_samples(WITHIN, found[2]),
-        *_samples(SHADOW, found[3]),
-    ]
+    expressions = {
+        REQUESTS: gateway_metrics.requests_query(namespace, service),
+        ERRORS: gateway_metrics.errors_query(namespace, service),
+        WITHIN: gateway_metrics.latency_buckets_query(namespace, service),
+        SHADOW: gateway_metrics.shadow_comparisons_query(namespace, service),
+        "in_flight": f"sum(avg_over_time({gateway_metrics.IN_FLIGHT}{_selector(namespace, service)}[{short}]))",
+        "p95": gateway_metrics.latency_quantile(namespace, service, 0.95, length),
+        "error_ratio": gateway_metrics.error_ratio(namespace, service, length),
+        "slow_ratio": gateway_metrics.slow_ratio(namespace, service, threshold, length),
+        "effective_weight": gateway_metrics.effective_weight_query(namespace, service),
+    }
+    found = await prometheus.query_all(expressions, at=at)
     return Metrics(
-        counters=counters,
-        in_flight=next((one.value for one in found[4] if math.isfinite(one.value)), None),
-        p95=_by_version(found[5]),
-        error_ratio=_by_version(found[6]),
-        slow_ratio=_by_version(found[7]),
-        effective_weight=_by_version(found[8]),
+        counters=[sample for name in (REQUESTS, ERRORS, WITHIN, SHADOW) for sample in _samples(name, found[name])],
+        in_flight=next((one.value for one in found["in_flight"] if math.isfinite(one.value)), None),
+        p95=_by_version(found["p95"]),
+        error_ratio=_by_version(found["error_ratio"]),
+        slow_ratio=_by_version(found["slow_ratio"]),
+        effective_weight=_by_version(found["effective_weight"]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -86,7 +87,13 @@ class Traffic:
         if self.down:
             raise httpx.ConnectError("connection refused", request=request)
         query = httpx.QueryParams(request.content.decode())["query"]
-        return httpx.Response(200, json={"status": "success", "data": {"result": self._answer(query)}})
+
+        parts = re.split(r', "belvedere_question", "(\w+)", "", ""\)(?: or label_replace\(|$)', query)
+        result = []
+        for expression, name in zip(parts[0:-1:2], parts[1::2], strict=True):
+            for element in self._answer(expression.removeprefix("label_replace(")):
+                result.append({**element, "metric": {**element["metric"], "belvedere_question": name}})
+        return httpx.Response(200, json={"status": "success", "data": {"result": result}})
 
     def _answer(self, query: str) -> list[dict[str, Any]]:
         if query == gateway_metrics.requests_query(NAMESPACE, SERVICE):
