@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds kwok, which plays the kubelet of nodes that do not exist, from its Go module. usage: kwok.sh   prints the program
+# Builds kwok, which plays the kubelet of nodes that do not exist, from its Go module, with its own stages of nodes and pods.
+# usage: kwok.sh   prints the program; what it is to play lies beside it in stages.yaml
 set -euo pipefail
 
 cache=${BELVEDERE_CACHE:-$HOME/.cache/belvedere}
@@ -19,5 +20,14 @@ if [ ! -x "$program" ]; then
   GOPATH=$tools/go/path GOCACHE=$tools/go/build GOFLAGS="-p=${BELVEDERE_BUILD_JOBS:-1} -modcacherw -buildvcs=false" \
     CGO_ENABLED=0 GOWORK=off GOBIN=${program%/*} \
     nice -n 10 "$go" install -trimpath -ldflags "-s -w" "sigs.k8s.io/kwok/cmd/kwok@$version"
+fi
+stages=${program%/*}/stages.yaml
+if [ ! -s "$stages" ]; then
+  module=$tools/go/path/pkg/mod/sigs.k8s.io/kwok@$version/kustomize/stage
+  for stage in node/fast/node-initialize node/heartbeat/node-heartbeat pod/fast/pod-ready pod/fast/pod-delete; do
+    printf -- '---\n'
+    cat "$module/$stage.yaml"
+  done > "$stages.new"
+  mv "$stages.new" "$stages"
 fi
 echo "$program"

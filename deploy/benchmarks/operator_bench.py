@@ -220,9 +220,13 @@ async def run(bench: Bench) -> None:
     port, simulator_port = free_port(), free_port()
     words = operator_words(bench, port, simulator_port)
     with ExitStack() as stack:
+        stages = Path(bench.kwok).with_name("stages.yaml")
         selector = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
         stack.enter_context(
-            running([bench.kwok, f"--kubeconfig={bench.kubeconfig}", selector, "--v=-4"], bench.folder / "kwok.log")
+            running(
+                [bench.kwok, f"--kubeconfig={bench.kubeconfig}", f"--config={stages}", selector],
+                bench.folder / "kwok.log",
+            )
         )
         simulator = python("simulator.py", str(bench.kubeconfig), NAMESPACE, str(simulator_port))
         stack.enter_context(running(simulator, bench.folder / "simulator.log"))

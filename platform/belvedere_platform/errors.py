@@ -46,6 +46,10 @@ class Unavailable(BelvedereError):
     exit_code = 5
 
 
+class NotInstalled(Unavailable):
+    """The cluster does not know this kind of object: its resource definition is not installed."""
+
+
 class Rejected(BelvedereError):
     """A gate refused: evaluation, parity or a rollout."""
 

@@ -124,7 +124,9 @@ async def test_what_runs_is_written_again_as_it_was_read(store: KubernetesStore,
     owner = await store.apply({**body, "spec": SPECS["ModelService"]}, field_manager="test")
     spec = ModelService.model_validate(owner).spec
     given = {"version": "v2", "engine_digest": DIGEST, "replicas": 2}
-    first = await store.apply(ray_service(owner, spec, pods=PODS, **given), field_manager="belvedere-test")
+    built = ray_service(owner, spec, pods=PODS, **given)
+    first = await store.apply(built, field_manager="belvedere-test")
+    assert first["spec"] == built["spec"]
     later = ray_service(owner, spec, pods=PodSettings(image="belvedere:2"), running=first, **given)
     again = await store.apply(later, field_manager="belvedere-test")
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]

@@ -38,7 +38,7 @@ class Actors:
         await self._store.apply_status(manifest, field_manager="actors")
 
     async def _ray_job(self, one: Manifest) -> None:
-        if (one.get("status") or {}).get("jobStatus"):
+        if (one.get("status") or {}).get("jobStatus") or one["spec"].get("suspend"):
             return
         config = {"model": "clip", "metrics": {}, "lineage": {"configDigest": "sha256:" + "c" * 64}}
         tag = f"runs/{self._namespace}/{one['metadata']['ownerReferences'][0]['name']}/1"

@@ -29,7 +29,7 @@ from belvedere_operators.runtime import SystemClock
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.resources.base import API_VERSION
 from belvedere_platform.store import Kind, Manifest, ObjectStore
-from belvedere_platform.store.kinds import MODEL_SERVICE, RAY_SERVICE, TRAINING_RUN
+from belvedere_platform.store.kinds import MODEL_SERVICE, RAY_JOB, RAY_SERVICE, TRAINING_RUN
 from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_serving.gateway.watch import Observed, Watcher
 
@@ -151,6 +151,7 @@ def resource(kind: Kind, name: str, namespace: str, spec: Manifest, **metadata: 
 SERVICE: Manifest = {
     "model": "clip",
     "version": "v1",
+    "scaling": {"maxReplicas": 2},
     "rollout": {"steps": [{"weight": 50, "holdSeconds": 1}], "intervalSeconds": 1, "keepStableSeconds": 0},
 }
 
@@ -172,6 +173,11 @@ class Story:
         await self._apply(resource(MODEL_SERVICE, "emoji", models, SERVICE))
         await eventually(lambda: self._stable("v1"), "the first version to serve")
         await alert()
+        # A run whose queue has not let it run yet, and that is suspended: its job goes.
+        await self._apply(resource(TRAINING_RUN, "queued", models, {**run, "queue": "research"}))
+        await eventually(lambda: self._has_job("queued-1"), "the job that waits in the queue")
+        await self._apply(resource(TRAINING_RUN, "queued", models, {**run, "queue": "research", "suspend": True}))
+        await eventually(lambda: self._has_no_job("queued-1"), "the job to leave the queue")
         # A replica that another replaced: its address must go.
         self.actors.generation = "b"
         await self._apply(resource(TRAINING_RUN, "v2", models, run))
@@ -199,6 +205,13 @@ class Story:
 
     async def _candidate(self, version: str) -> bool:
         return ((await self._status()).get("candidate") or {}).get("version") == version
+
+    async def _has_job(self, name: str) -> bool:
+        found = await self.admin.list(RAY_JOB, self.cluster.models)
+        return name in [one["metadata"]["name"] for one in found.items]
+
+    async def _has_no_job(self, name: str) -> bool:
+        return not await self._has_job(name)
 
     async def _first_is_gone(self) -> bool:
         found = await self.admin.list(RAY_SERVICE, self.cluster.models)
@@ -281,7 +294,9 @@ async def test_with_all_namespaces_the_operator_reads_them_all(cluster: Cluster,
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await operator.close()
-    assert ledger.refused == set()
+    # In a namespace that an earlier test deleted and that is not gone yet, nothing new may be written.
+    others = {one for one in ledger.refused if "/namespaces/models-" in one and cluster.models not in one}
+    assert ledger.refused - others == set()
 
 
 @pytest.mark.parametrize("everywhere", [False, True], ids=["watched", "all"])

@@ -229,7 +229,7 @@ used, and none is missing. Kinds that it follows are read from its copies, so th
   verbs: [update]
 - apiGroups: [ray.io]
   resources: [rayjobs]
-  verbs: [list, watch, create, patch]
+  verbs: [list, watch, create, patch, delete]
 - apiGroups: [ray.io]
   resources: [rayservices]
   verbs: [list, watch, create, patch, delete]
@@ -247,7 +247,10 @@ used, and none is missing. Kinds that it follows are read from its copies, so th
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [monitoring.coreos.com]
   resources: [prometheusrules]
-  verbs: [create, patch]
+  verbs: [list, watch, create, patch]
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [list, watch, create, patch]
 {{- end -}}
 
 {{/* Rules of the gateway in the namespaces that it watches: it reads routes and replicas, and writes nothing. */}}

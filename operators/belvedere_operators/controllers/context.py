@@ -85,7 +85,9 @@ class Context:
     @cached_property
     def http(self) -> httpx.AsyncClient:
         """Return the client for Prometheus and the Ray dashboards; whoever runs the control plane closes it."""
-        return httpx.AsyncClient(timeout=httpx.Timeout(5.0, connect=2.0), trust_env=False)
+        # Each RayService has a dashboard of its own: what is kept open for all of them only makes the pool slow.
+        limits = httpx.Limits(max_connections=50, max_keepalive_connections=10)
+        return httpx.AsyncClient(timeout=httpx.Timeout(5.0, connect=2.0, pool=30.0), limits=limits, trust_env=False)
 
 
 _TOOLCHAIN_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")

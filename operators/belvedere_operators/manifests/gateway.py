@@ -24,7 +24,7 @@ def gateway_route(
 ) -> Manifest:
     """Return the route ConfigMap. weights: percent by version, in order; shadow: (stable, candidate) when answers are compared."""
     assert sum(weights.values()) == 100, weights
-    gate = spec.rollout.gates.shadow
+    gate = spec.rollout.gates.asked().shadow
     sampling = None
     if shadow is not None and gate is not None:
         sampling = ShadowSampling(

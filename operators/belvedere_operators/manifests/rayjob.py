@@ -141,6 +141,7 @@ def _cluster(spec: TrainingRunSpec, pods: PodSettings, labels: Mapping[str, str]
         "workerGroupSpecs": [
             {
                 "groupName": "workers",
+                "numOfHosts": 1,
                 "replicas": spec.workers.max,
                 "minReplicas": spec.workers.min,
                 "maxReplicas": spec.workers.max,

@@ -170,6 +170,7 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
         "workerGroupSpecs": [
             {
                 "groupName": "replicas",
+                "numOfHosts": 1,
                 "replicas": replicas,
                 "minReplicas": replicas,
                 "maxReplicas": replicas,

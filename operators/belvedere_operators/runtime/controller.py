@@ -76,6 +76,8 @@ class Watched:
     kind: Kind
     keys: KeysOf
     labels: Mapping[str, str] = field(default_factory=dict)
+    optional: bool = False
+    """Whether it may be that the cluster does not know the kind."""
 
 
 class Controller:
@@ -104,7 +106,7 @@ class Controller:
         self._sources: list[Reflector] = [caches.of(kind, labels)]
         self._subscribe(self._sources[0], own_key)
         for other in watched:
-            self._sources.append(caches.of(other.kind, other.labels))
+            self._sources.append(caches.of(other.kind, other.labels, optional=other.optional))
             self._subscribe(self._sources[-1], other.keys)
         QUEUE_DEPTH.labels(name).set_function(lambda: len(self.queue))
 

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Histogram
 from belvedere_operators.runtime.copies import key_of
 from belvedere_operators.runtime.queue import Key
 from belvedere_operators.runtime.reflector import Caches, Reflector
-from belvedere_platform.errors import BelvedereError, NotFound
+from belvedere_platform.errors import BelvedereError, NotFound, NotInstalled
 from belvedere_platform.store import Kind, Listing, Manifest, ObjectStore, WatchEvent
 from belvedere_platform.store.admission import kind_of
 from belvedere_platform.store.protocol import Propagation
@@ -168,6 +168,8 @@ class CachedStore:
         reflector = self._followed(kind_of(manifest))
         if reflector is None:
             return self._learned(await self._store.apply(manifest, field_manager=field_manager, force=force))
+        if reflector.absent:
+            raise NotInstalled(reflector.problem or f"the cluster does not know {reflector.kind.plural}")
         marked = _marked(manifest, field_manager)
         known = reflector.get(key_of(manifest))
         if known is not None and _stands(marked, known):

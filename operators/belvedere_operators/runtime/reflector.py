@@ -12,7 +12,7 @@ from prometheus_client import Counter
 from belvedere_operators.runtime.clock import Clock
 from belvedere_operators.runtime.copies import Copies
 from belvedere_operators.runtime.queue import Key
-from belvedere_platform.errors import Gone, Unavailable
+from belvedere_platform.errors import Gone, NotInstalled, Unavailable
 from belvedere_platform.store import Kind, Manifest, ObjectStore
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,13 @@ class Reflector:
         clock: Clock,
         namespaces: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
+        optional: bool = False,
         random: Random | None = None,
     ) -> None:
         self.kind = kind
+        self.absent = False
+        """Whether the cluster does not know the kind; an optional one is then taken for read, with no objects."""
+        self._optional = optional
         self.synced = asyncio.Event()
         self._labels = dict(labels) if labels else None
         self._copies = Copies()
@@ -52,6 +56,7 @@ class Reflector:
                 random=random or Random(),
                 listed=self._listed,
                 changed=self._changed,
+                absent=self._is_absent,
             )
             for namespace in (namespaces or (None,))
         )
@@ -99,12 +104,18 @@ class Reflector:
         return followed and all(carried.get(name) == value for name, value in (self._labels or {}).items())
 
     def _listed(self, manifests: Iterable[Manifest], namespace: str | None, version: str) -> None:
+        self.absent = False
         found = [_trimmed(manifest) for manifest in manifests]
         vanished = self._copies.replace(found, namespace, version)
         if all(follower.version is not None for follower in self._followers):
             self.synced.set()
         for manifest in (*found, *vanished):
             self._report(manifest)
+
+    def _is_absent(self) -> None:
+        self.absent = True
+        if self._optional:
+            self.synced.set()
 
     def _changed(self, manifest: Manifest, deleted: bool) -> None:
         manifest = _trimmed(manifest)
@@ -133,6 +144,7 @@ class _Follower:
         random: Random,
         listed: Callable[[Iterable[Manifest], str | None, str], None],
         changed: Callable[[Manifest, bool], None],
+        absent: Callable[[], None],
     ) -> None:
         self.namespace = namespace
         self.version: str | None = None
@@ -144,6 +156,7 @@ class _Follower:
         self._random = random
         self._listed = listed
         self._changed = changed
+        self._absent = absent
         self._delay_seconds = FIRST_DELAY_SECONDS
 
     async def run(self) -> None:
@@ -160,8 +173,11 @@ class _Follower:
             except Gone:
                 self.version = None
             except Unavailable as error:
+                if isinstance(error, NotInstalled):
+                    self._absent()
+                if self.problem != str(error):
+                    log.warning("cannot watch %s: %s", self._kind.plural, error)
                 self.problem = str(error)
-                log.warning("cannot watch %s: %s", self._kind.plural, error)
             await self._clock.sleep(self._delay_seconds * self._random.uniform(0.5, 1.0))
             self._delay_seconds = min(LONGEST_DELAY_SECONDS, self._delay_seconds * 2)
 
@@ -192,12 +208,12 @@ class Caches:
         self._namespaces = tuple(namespaces)
         self._reflectors: dict[tuple[Kind, tuple[tuple[str, str], ...]], Reflector] = {}
 
-    def of(self, kind: Kind, labels: Mapping[str, str] | None = None) -> Reflector:
-        """Return the reflector of a kind, made at the first call."""
+    def of(self, kind: Kind, labels: Mapping[str, str] | None = None, *, optional: bool = False) -> Reflector:
+        """Return the reflector of a kind, made at the first call. An optional kind need not be installed."""
         selector = tuple(sorted((labels or {}).items()))
         if (kind, selector) not in self._reflectors:
             self._reflectors[kind, selector] = Reflector(
-                self._store, kind, clock=self._clock, namespaces=self._namespaces, labels=labels
+                self._store, kind, clock=self._clock, namespaces=self._namespaces, labels=labels, optional=optional
             )
         return self._reflectors[kind, selector]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -47,9 +47,15 @@ class RolloutStep(Part):
     hold_seconds: Annotated[float, Field(ge=0)] = 60
 
 
+Enabled = Annotated[
+    bool, Field(description="false switches the gate off; leaving the gate out does not, as it has defaults")
+]
+
+
 class ErrorGate(Part):
     """Errors of the candidate against the stable version."""
 
+    enabled: Enabled = True
     maximum_ratio: Annotated[
         float,
         Field(
@@ -62,6 +68,7 @@ class ErrorGate(Part):
 class LatencyGate(Part):
     """Requests slower than a limit, candidate against stable."""
 
+    enabled: Enabled = True
     maximum_ratio: Annotated[
         float,
         Field(
@@ -74,6 +81,7 @@ class LatencyGate(Part):
 class ShadowGate(Part):
     """Answers of the candidate compared with the stable version's on a sample of real requests."""
 
+    enabled: Enabled = True
     sample_percent: Annotated[float, Field(gt=0, le=100)] = 10
     minimum_cosine: Annotated[
         float,
@@ -86,12 +94,23 @@ class ShadowGate(Part):
     minimum_agreement: Annotated[float, Field(gt=0, lt=1, description="share of answers that must agree")] = 0.9
 
 
+Gate = TypeVar("Gate", ErrorGate, LatencyGate, ShadowGate)
+
+
 class Gates(Part):
     """What a candidate must prove, and what makes it go."""
 
     errors: ErrorGate | None = ErrorGate()
     latency: LatencyGate | None = LatencyGate()
     shadow: ShadowGate | None = None
+
+    def asked(self) -> Gates:
+        """Return the gates without those that are switched off."""
+
+        def on(gate: Gate | None) -> Gate | None:
+            return gate if gate is not None and gate.enabled else None
+
+        return Gates(errors=on(self.errors), latency=on(self.latency), shadow=on(self.shadow))
 
 
 class Confidence(Part):

@@ -44,9 +44,13 @@ ENDPOINT_SLICE = Kind(api_version="discovery.k8s.io/v1", kind="EndpointSlice", p
 PROMETHEUS_RULE = Kind(
     api_version="monitoring.coreos.com/v1", kind="PrometheusRule", plural="prometheusrules", short_names=("promrule",)
 )
+POD_DISRUPTION_BUDGET = Kind(
+    api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets", short_names=("pdb",)
+)
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 
 KINDS: tuple[Kind, ...] = (
     TRAINING_RUN, MODEL_VERSION, ENGINE, MODEL_SERVICE,
-    RAY_JOB, RAY_SERVICE, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE, LEASE,
+    RAY_JOB, RAY_SERVICE, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE,
+    POD_DISRUPTION_BUDGET, LEASE,
 )  # fmt: skip

@@ -16,7 +16,7 @@ import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.config.config_exception import ConfigException
 
-from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, Unavailable
+from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, NotInstalled, Unavailable
 
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=10)
 # The server ends each watch sooner than this, so one that is silent for longer has lost its connection.
@@ -178,7 +178,7 @@ def refusal_of(status: int, answer: Mapping[str, Any], path: str) -> BelvedereEr
     if status == 404 and details.get("name"):
         return NotFound(message)
     if status == 404:
-        return Unavailable(f"the cluster does not know {path}: install the resource definition it belongs to")
+        return NotInstalled(f"the cluster does not know {path}: install the resource definition it belongs to")
     if status == 409 or any(cause.get("field") == "metadata.uid" for cause in causes):
         return Conflict(message)
     if status == 500 and _UNTYPED in message:

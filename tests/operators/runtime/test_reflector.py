@@ -11,7 +11,7 @@ import pytest
 
 from belvedere_operators.runtime import Caches, FakeClock, Key, Reflector
 from belvedere_operators.runtime.clock import settle
-from belvedere_platform.errors import CorruptData, Gone, Unavailable
+from belvedere_platform.errors import CorruptData, Gone, NotInstalled, Unavailable
 from belvedere_platform.store import Kind, Listing, Manifest, WatchEvent
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import CONFIG_MAP
@@ -178,3 +178,19 @@ async def test_it_follows_a_real_store_through_a_history_that_was_dropped(
         while reflector.get(Key("default", "gone-later")) or reflector.list()[0]["data"]["value"] != "39":
             await clock.advance(1)
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("optional", [False, True])
+async def test_a_kind_that_is_not_installed_is_waited_for_unless_it_is_optional(
+    clock: FakeClock, running: Any, optional: bool
+) -> None:
+    store = ScriptedStore([NotInstalled("unknown"), NotInstalled("unknown"), ["a"]], [])
+    reflector = Reflector(store, CONFIG_MAP, clock=clock, optional=optional, random=Random(0))
+    running(reflector)
+    await settle()
+    assert (reflector.absent, reflector.problem) == (True, "unknown")
+    assert reflector.synced.is_set() is optional
+    await clock.advance(5)
+    assert (reflector.absent, reflector.problem) == (False, None)
+    assert reflector.synced.is_set()
+    assert reflector.get(A) is not None

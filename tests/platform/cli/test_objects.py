@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_named(terminal: Any, text: str, expected: str) -
     [
         (("pairs: 1000", "pairs: many"), "spec.optimization.pairs is 'many'; it must be a whole number"),
         (("pairs: 1000", "pairs: 0"), "spec.optimization.pairs is 0; it must be at least 1"),
-        (("model: clip", "model: clip\n  size: huge"), "spec.size is 'huge'; it must be nano or small"),
+        (("model: clip", "model: clip\n  size: huge"), "spec.size is 'huge'; it must be nano, small, base or large"),
         (("model: clip", "model: clip\n  workers: {min: 3, max: 2}"), "workers.min must not be greater than workers.max"),
     ],
 )  # fmt: skip

@@ -70,7 +70,7 @@ def test_the_name_must_fit_a_label() -> None:
 
 def test_a_gate_can_be_switched_off_by_null() -> None:
     assert admit(service(rollout={"gates": {"latency": None}}))["spec"]["rollout"]["gates"] == {
-        "errors": {"maximumRatio": 2},
+        "errors": {"enabled": True, "maximumRatio": 2},
         "latency": None,
     }
 

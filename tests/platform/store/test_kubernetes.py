@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, Unavailable
+from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, NotInstalled, Unavailable
 from belvedere_platform.store import connect
 from belvedere_platform.store.kinds import CONFIG_MAP
 from belvedere_platform.store.kubernetes import KubernetesStore
@@ -28,7 +28,7 @@ def status(code: int, message: str, *causes: dict[str, str], **details: str) -> 
     ("code", "body", "error", "says"),
     [
         (404, status(404, 'configmaps "a" not found', name="a", kind="configmaps"), NotFound, 'configmaps "a"'),
-        (404, b"404 page not found\n", Unavailable, "install the resource definition"),
+        (404, b"404 page not found\n", NotInstalled, "install the resource definition"),
         (409, status(409, "the object has been modified", name="a"), Conflict, "modified"),
         (410, status(410, "too old resource version: 1 (7)"), Gone, "list again"),
         (504, status(504, "Too large", {"reason": "ResourceVersionTooLarge"}), Gone, "list again"),

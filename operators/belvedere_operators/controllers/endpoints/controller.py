@@ -6,7 +6,13 @@ import logging
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.endpoints.dashboard import Dashboards, application_names, dashboard_address
-from belvedere_operators.controllers.endpoints.decide import RAY_SERVICE_LABEL, SERVICE_LABEL, Decision, decide
+from belvedere_operators.controllers.endpoints.decide import (
+    RAY_SERVICE_LABEL,
+    SERVICE_LABEL,
+    Decision,
+    decide,
+    replicas_asked,
+)
 from belvedere_operators.controllers.endpoints.replicas import replicas_of
 from belvedere_operators.controllers.reading import find
 from belvedere_operators.manifests.ownership import MANAGED_BY
@@ -19,8 +25,12 @@ log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "belvedere-endpoints"
 SHORTEST_POLL_SECONDS = 1.0
-POLLS_PER_SECOND = 100.0
-"""How many dashboards are asked in a second, all together."""
+POLLS_PER_SECOND = 150.0
+SETTLED_POLLS_PER_SECOND = 25.0
+"""How many dashboards are asked in a second, all together: while replicas are missing, and when none is.
+
+A replica that goes is not waited for that long: KubeRay changes the RayService's status, and Envoy finds out by itself.
+"""
 
 
 class EndpointsReconciler:
@@ -40,8 +50,10 @@ class EndpointsReconciler:
         decision = await self._decide(key, ray_service)
         if decision is not None:
             await self._apply(key, decision)
+        settled = decision is not None and not decision.changes and decision.num_ready >= replicas_asked(ray_service)
         polled = len(self._context.caches.of(RAY_SERVICE, MANAGED_BY))
-        return After(max(SHORTEST_POLL_SECONDS, polled / POLLS_PER_SECOND))
+        at_once = SETTLED_POLLS_PER_SECOND if settled else POLLS_PER_SECOND
+        return After(max(SHORTEST_POLL_SECONDS, polled / at_once))
 
     async def _decide(self, key: Key, ray_service: Manifest) -> Decision | None:
         address = dashboard_address(ray_service)

@@ -24,6 +24,13 @@ class Decision:
 
     apply: tuple[Manifest, ...] = ()
     remove: tuple[str, ...] = ()
+    num_ready: int = 0
+    """How many replicas can be reached."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.apply or self.remove)
 
 
 def slice_name(ray_service: str, replica_id: str) -> str:
@@ -33,7 +40,7 @@ def slice_name(ray_service: str, replica_id: str) -> str:
 
 def decide(ray_service: Manifest, replicas: Iterable[Replica], existing: Iterable[Manifest]) -> Decision:
     """Return what must change so that each replica that can be reached has one slice."""
-    metadata = ray_service["metadata"]
+    metadata, replicas = ray_service["metadata"], list(replicas)
     before = {one["metadata"]["name"]: one for one in existing}
     wanted: dict[str, Manifest] = {}
     for replica in replicas:
@@ -42,7 +49,17 @@ def decide(ray_service: Manifest, replicas: Iterable[Replica], existing: Iterabl
         if ports:
             wanted[name] = endpoint_slice(metadata, name, replica, ports)
     changed = tuple(one for name, one in sorted(wanted.items()) if not _same(one, before.get(name)))
-    return Decision(apply=changed, remove=tuple(sorted(set(before) - set(wanted))))
+    return Decision(
+        apply=changed,
+        remove=tuple(sorted(set(before) - set(wanted))),
+        num_ready=sum(replica.ready for replica in replicas),
+    )
+
+
+def replicas_asked(ray_service: Manifest) -> int:
+    """Return how many replicas a RayService shall have: each has a worker of its own."""
+    groups = ray_service["spec"].get("rayClusterConfig", {}).get("workerGroupSpecs", ())
+    return sum(int(group.get("replicas", 0)) for group in groups)
 
 
 def _ports(replica: Replica, before: Manifest | None) -> list[dict[str, Any]]:

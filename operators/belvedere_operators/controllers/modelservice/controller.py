@@ -24,6 +24,8 @@ from belvedere_platform.store.kinds import (
     ENGINE,
     MODEL_SERVICE,
     MODEL_VERSION,
+    POD_DISRUPTION_BUDGET,
+    PROMETHEUS_RULE,
     RAY_SERVICE,
 )
 
@@ -108,6 +110,8 @@ def model_service_controller(context: Context) -> Controller:
             Watched(kind=RAY_SERVICE, keys=by_service, labels=MANAGED_BY),
             Watched(kind=ENDPOINT_SLICE, keys=by_service, labels=MANAGED_BY),
             Watched(kind=CONFIG_MAP, keys=alerted_service, labels=MANAGED_BY),
+            Watched(kind=PROMETHEUS_RULE, keys=by_service, labels=MANAGED_BY, optional=True),
+            Watched(kind=POD_DISRUPTION_BUDGET, keys=by_service, labels=MANAGED_BY),
         ),
         workers=2,
     )

@@ -21,7 +21,7 @@ from belvedere_platform.resources.model_service import ModelServiceSpec
 
 def judge_plan(spec: ModelServiceSpec) -> JudgePlan:
     """Return what the judge shall judge, from the gates and the SLO."""
-    gates, slo = spec.rollout.gates, spec.slo
+    gates, slo = spec.rollout.gates.asked(), spec.slo
     errors, latency = gates.errors, gates.latency
     return JudgePlan(
         abort=spec.rollout.confidence.abort,

@@ -86,4 +86,7 @@ def intent_of(spec: ModelServiceSpec) -> str:
     # What asks nothing of the pods is left out too: an outcome from before there was such a field still counts.
     silent = {"pod": True} if spec.pod == PodPatch() else {}
     fields = spec.model_dump(mode="json", by_alias=True, exclude={"scaling": True, "rollout": {"paused"}, **silent})
+    for gate in fields["rollout"]["gates"].values():
+        if gate is not None and gate["enabled"]:
+            del gate["enabled"]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
