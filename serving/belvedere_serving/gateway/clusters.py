@@ -50,6 +50,11 @@ def assignments(world: World, route: GatewayRoute) -> dict[str, Any]:
     return found
 
 
+def no_replicas(cluster: str) -> Any:
+    """Return the word that a cluster has no replicas."""
+    return build(endpoint_pb2.ClusterLoadAssignment, {"cluster_name": cluster})
+
+
 def tap_cluster(address: str, port: int) -> Any:
     """Return the cluster of the shadow tap."""
     return build(

@@ -1,10 +1,10 @@
-"""The configuration of all Envoys as one immutable value, and the steps from one to the next that never point at nothing."""
+"""The configuration of all Envoys as one immutable value, and the way from one to the next that never points at nothing."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from belvedere_serving.gateway.clusters import TAP_CLUSTER, assignments, clusters, tap_cluster
@@ -67,19 +67,28 @@ def version_of(resources: Resources) -> str:
     return digest.hexdigest()[:16]
 
 
-def stages(previous: Snapshot, target: Snapshot) -> tuple[Snapshot, ...]:
-    """Return the snapshots to send one after another, each accepted before the next: make before break.
+def joined(clusters: Resources, endpoints: Resources, target: Snapshot) -> Snapshot:
+    """Return what Envoy, which has these clusters and replicas, must have before its routes become the target's: make before break.
 
-    First what is new comes beside what is there, and a cluster about to lose its last replica keeps it; then the routes change;
-    then what is no longer used goes.
+    What is new comes beside what is there, and a cluster about to lose its last replica keeps it. When the routes have changed,
+    the target alone is right: what is no longer used goes.
     """
-    kept = _emptied(previous.endpoints, target.endpoints)
-    joined = Snapshot(
-        clusters={**previous.clusters, **target.clusters, **_only(previous.clusters, kept)},
-        endpoints={**target.endpoints, **_only(previous.endpoints, kept)},
-        routes=previous.routes or target.routes,
+    kept = _emptied(endpoints, target.endpoints)
+    return Snapshot(
+        clusters={**clusters, **target.clusters, **_only(clusters, kept)},
+        endpoints={**target.endpoints, **_only(endpoints, kept)},
+        routes=target.routes,
     )
-    return joined, replace(joined, routes=target.routes), target
+
+
+def with_replicas(endpoints: Resources) -> Resources:
+    """Return the clusters' replicas without those that have none."""
+    return {name: packed for name, packed in endpoints.items() if _has_replicas(packed)}
+
+
+def fed_by_discovery(clusters: Resources) -> frozenset[str]:
+    """Return the names of the clusters whose replicas Envoy must ask for: all but the tap."""
+    return frozenset(clusters) - {TAP_CLUSTER}
 
 
 def _emptied(previous: Resources, target: Resources) -> set[str]:

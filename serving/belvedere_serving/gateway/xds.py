@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from belvedere_serving.gateway.conversation import Conversation, Refusal
+from belvedere_serving.gateway.history import History
 from belvedere_serving.gateway.listener import LISTENER, gateway_listener
 from belvedere_serving.gateway.messages import ads_grpc, pack
 from belvedere_serving.gateway.snapshot import Snapshot
@@ -19,14 +21,41 @@ log = logging.getLogger(__name__)
 
 ADDRESS_KEY, PORT_KEY = "gateway_address", "gateway_port"
 """Node metadata: where this Envoy listens for clients."""
-_PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 1.0
+"""Envoy says all that it has in one breath when it comes; after so long a silence nothing more of it is to come."""
+
+
+class Silence:
+    """How long neither side has said anything. What happens elsewhere does not count: it may happen all the time."""
+
+    def __init__(self, clock: Callable[[], float], patience_seconds: float) -> None:
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+        self._since = clock()
+
+    def broken(self) -> None:
+        """Begin anew: something was said."""
+        self._since = self._clock()
+
+    @property
+    def over(self) -> bool:
+        """Whether patience has run out."""
+        return self._clock() - self._since >= self._patience_seconds
+
+    @property
+    def left(self) -> float | None:
+        """The seconds until patience runs out; None when it has."""
+        left = self._since + self._patience_seconds - self._clock()
+        return left if left > 0 else None
 
 
 class Discovery(ads_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
     """Serves the snapshot that was last published; until there is one, Envoys wait with what they have."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._patience_seconds = patience_seconds
         self._snapshot: Snapshot | None = None
+        self._history = History()
         self._changed: set[asyncio.Event] = set()
         self._envoys = Gauge("belvedere_gateway_envoys", "Envoys with an open stream", registry=registry)
         self._answers = Counter(
@@ -45,7 +74,7 @@ class Discovery(ads_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[mi
         for event in self._changed:
             event.set()
 
-    async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
         """Hold one Envoy's stream."""
         changed = asyncio.Event()
         inbox: asyncio.Queue[Any | None] = asyncio.Queue()
@@ -64,26 +93,27 @@ class Discovery(ads_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[mi
         first = await inbox.get()
         if first is None:
             return
-        conversation, target, node = Conversation(_listeners(first.node)), None, str(first.node.id)
+        conversation, node = Conversation(_listeners(first.node), self._history), str(first.node.id)
         log.info("envoy connected: node=%s", node)
         self._hear(conversation, first, node)
-        patient = True
+        silence = Silence(asyncio.get_running_loop().time, self._patience_seconds)
         while True:
-            if self._snapshot is not None and self._snapshot is not target:
-                target = self._snapshot
-                conversation.retarget(target)
-            answer = conversation.next_answer(patient=patient)
+            if self._snapshot is not None:
+                conversation.retarget(self._snapshot)
+            answer = conversation.next_answer(patient=not silence.over)
             if answer is not None:
                 self._answers.labels(_short(answer.type_url)).inc()
                 yield answer
+                silence.broken()
                 continue
-            patient = await _wait(changed, _PATIENCE_SECONDS if conversation.unfinished else None)
+            await _wait(changed, silence.left if conversation.unfinished else None)
             while not inbox.empty():
                 request = inbox.get_nowait()
                 if request is None:
                     log.info("envoy disconnected: node=%s", node)
                     return
                 self._hear(conversation, request, node)
+                silence.broken()
 
     def _hear(self, conversation: Conversation, request: Any, node: str) -> None:
         refusal: Refusal | None = conversation.receive(request)
@@ -121,14 +151,13 @@ async def _read(requests: AsyncIterator[Any], inbox: asyncio.Queue[Any | None], 
         changed.set()
 
 
-async def _wait(changed: asyncio.Event, timeout_seconds: float | None) -> bool:
-    """Return whether something changed in time."""
-    try:
-        await asyncio.wait_for(changed.wait(), timeout_seconds)
-    except TimeoutError:
-        return False
+async def _wait(changed: asyncio.Event, timeout_seconds: float | None) -> None:
+    """Return when something changed, or when the time is over."""
+    # Not wait_for: in Python 3.11 it loses a cancellation that comes in the same turn as the change.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_seconds):
+            await changed.wait()
     changed.clear()
-    return True
 
 
 def _listeners(node: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,7 @@ class Gateway:
     registry: CollectorRegistry
     tap_port: int
     discovery: Discovery
+    discovery_port: int
     server: Any = None
 
     @property
@@ -178,10 +179,22 @@ class Gateway:
         self.discovery.publish(build_snapshot(world, tap_address="127.0.0.1", tap_port=self.tap_port))
 
     async def start_control_plane(self) -> None:
-        self.server = await serve_discovery(self.discovery, f"127.0.0.1:{self.settings.xds_port}")
+        self.server = await serve_discovery(self.discovery, f"127.0.0.1:{self.discovery_port}")
 
     async def stop_control_plane(self) -> None:
         await self.server.stop(0)
+
+    async def replace_control_plane(self) -> None:
+        """Stop it, and start another at its place that knows nothing of what this one said."""
+        await self.stop_control_plane()
+        self.discovery = Discovery(CollectorRegistry())
+        await self.start_control_plane()
+
+    async def until_connected(self) -> None:
+        await eventually(self._connected, "Envoy to find its control plane")
+
+    async def _connected(self) -> bool:
+        return await self.value("envoy_control_plane_connected_state") == 1
 
     async def stats(self) -> str:
         return (await self.admin.get("/stats/prometheus")).text
@@ -231,7 +244,7 @@ class Gateway:
             return False
 
 
-async def eventually(check: Callable[[], Any], what: str, timeout_seconds: float = 20) -> None:
+async def eventually(check: Callable[[], Any], what: str, timeout_seconds: float = 60) -> None:
     """Ask until the answer is true. Only for states of another process, which cannot be awaited."""
     deadline = asyncio.get_running_loop().time() + timeout_seconds
     while not await check():
@@ -377,24 +390,103 @@ def until() -> Callable[..., Any]:
 
 
 @pytest.fixture
-async def load(gateway: Gateway) -> AsyncIterator[Load]:
-    """Load on the gateway; it stops with the test."""
-    load = Load(address=gateway.address)
-    yield load
-    await load.stop()
+async def load_on() -> AsyncIterator[Callable[[Gateway], Load]]:
+    """Make load on a gateway; it stops with the test."""
+    made: list[Load] = []
+
+    def make(gateway: Gateway) -> Load:
+        made.append(Load(address=gateway.address))
+        return made[-1]
+
+    yield make
+    for load in made:
+        await load.stop()
+
+
+@pytest.fixture
+def load(gateway: Gateway, load_on: Callable[[Gateway], Load]) -> Load:
+    """Load on the gateway."""
+    return load_on(gateway)
+
+
+class Wire:
+    """A line to the control plane that can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._ends: set[asyncio.StreamWriter] = set()
+        self.num_lines = 0
+
+    async def start(self, port: int) -> asyncio.Server:
+        return await asyncio.start_server(self._join, "127.0.0.1", port)
+
+    def cut(self) -> None:
+        """Hang up without a word, on both sides."""
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self.num_lines += 1
+        ends = {writer, far_writer}
+        self._ends |= ends
+        await asyncio.gather(_carry(reader, far_writer), _carry(far_reader, writer))
+        self._ends -= ends
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while some := await reader.read(1 << 16):
+            writer.write(some)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.transport.abort()
 
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """Start an Envoy with a control plane that knows nothing yet."""
+    port = pick_port()
+    async with _running_gateway(tmp_path, envoy_dials=port, discovery_port=port) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    wire = Wire(pick_port())
+    yield wire
+    wire.cut()
+
+
+@pytest.fixture
+async def wired_gateway(tmp_path: Path, wire: Wire) -> AsyncIterator[Gateway]:
+    """Start an Envoy that reaches its control plane over a wire."""
+    port = pick_port()
+    server = await wire.start(port)
+    try:
+        async with _running_gateway(tmp_path, envoy_dials=port, discovery_port=wire.port) as gateway:
+            yield gateway
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def _running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int) -> AsyncIterator[Gateway]:
     settings = EnvoySettings(
         node_id="test",
         gateway_port=pick_port(),
         admin_port=pick_port(),
-        xds_port=pick_port(),
+        xds_port=envoy_dials,
         stats_port=pick_port(),
     )
-    file = tmp_path / "envoy.json"
+    file = folder / "envoy.json"
     file.write_text(bootstrap(settings))
     registry = CollectorRegistry()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.admin_port}") as admin:
@@ -405,9 +497,10 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
             registry=registry,
             tap_port=pick_port(),
             discovery=Discovery(registry),
+            discovery_port=discovery_port,
         )
         await gateway.start_control_plane()
-        with (tmp_path / "envoy.log").open("wb") as log:
+        with (folder / "envoy.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(*envoy_command(file), stderr=log)
         try:
             yield gateway
@@ -415,4 +508,4 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
             process.terminate()
             await asyncio.wait_for(process.wait(), 10)
             await gateway.stop_control_plane()
-            print((tmp_path / "envoy.log").read_text()[-6000:])
+            print((folder / "envoy.log").read_text()[-6000:])

@@ -58,7 +58,7 @@ async def test_a_replica_that_goes_under_load_finishes_its_requests(
 
 
 async def test_traffic_outlives_the_control_plane_and_its_return_changes_nothing(
-    gateway: Any, servers: Any, route: Any, world: Any, load: Any, until: Any
+    gateway: Any, servers: Any, route: Any, world: Any, load: Any
 ) -> None:
     one, two = await servers("v1"), await servers("v2")
     state = world(route({"v1": 90, "v2": 10}), one, two)
@@ -75,10 +75,7 @@ async def test_traffic_outlives_the_control_plane_and_its_return_changes_nothing
     gateway.publish(state)
     await gateway.start_control_plane()
 
-    async def connected() -> bool:
-        return await gateway.value("envoy_control_plane_connected_state") == 1
-
-    await until(connected, "Envoy to find the new control plane")
+    await gateway.until_connected()
     await load.more(100)
     assert await gateway.value("envoy_cluster_manager_cds_update_success") == updates
     assert await gateway.value("envoy_cluster_manager_cluster_modified") == 0

@@ -8,6 +8,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
 from belvedere_serving.gateway.conversation import Conversation
+from belvedere_serving.gateway.history import History
 from belvedere_serving.gateway.snapshot import (
     CLUSTERS,
     ENDPOINTS,
@@ -82,7 +83,7 @@ def envoy() -> Envoy:
     from belvedere_serving.gateway.listener import gateway_listener
     from belvedere_serving.gateway.messages import pack
 
-    return Envoy(Conversation({"gateway": pack(gateway_listener("127.0.0.1", 1))}))
+    return Envoy(Conversation({"gateway": pack(gateway_listener("127.0.0.1", 1))}, History()))
 
 
 def test_a_fresh_envoy_hears_what_is_referred_to_first(envoy: Envoy, snapshot: Any) -> None:
@@ -119,7 +120,7 @@ def test_an_old_version_leaves_the_routes_before_its_clusters_go(envoy: Envoy, s
 def test_an_envoy_that_comes_back_with_the_same_hears_nothing(envoy: Envoy, snapshot: Any) -> None:
     target = snapshot("v1")
     listeners = envoy.conversation._listeners
-    returning = Envoy(Conversation(listeners))
+    returning = Envoy(Conversation(listeners, History()))
     returning.conversation.retarget(target)
     wanted = {name: target.endpoints[name] for name in names("v1")}
     returning.ask(CLUSTERS, version=version_of(target.clusters))
@@ -130,20 +131,72 @@ def test_an_envoy_that_comes_back_with_the_same_hears_nothing(envoy: Envoy, snap
     assert not returning.conversation.unfinished
 
 
-def test_an_envoy_that_comes_back_with_an_older_state_leaves_old_clusters_before_they_go(
+def come_back(envoy: Envoy, before: Snapshot, *versions: str) -> None:
+    """Ask as an Envoy does that lost its stream with this configuration."""
+    wanted = {name: before.endpoints[name] for name in names(*versions)}
+    envoy.ask(CLUSTERS, version=version_of(before.clusters))
+    assert envoy.hear() is None, "its other requests come right behind"
+    envoy.ask(ENDPOINTS, *names(*versions), version=version_of(wanted))
+    envoy.ask(TYPE_OF_ROUTES, "gateway", version=version_of(before.routes))
+
+
+def test_an_envoy_that_a_new_control_plane_does_not_know_leaves_old_clusters_before_they_go(
     envoy: Envoy, snapshot: Any
 ) -> None:
-    before, after = snapshot("v1", "v2"), snapshot("v2")
-    returning = Envoy(Conversation(envoy.conversation._listeners))
-    returning.conversation.retarget(after)
-    returning.ask(CLUSTERS, version=version_of(before.clusters))
-    assert returning.hear() is None, "its other requests come right behind"
-    wanted = {name: before.endpoints[name] for name in names("v1", "v2")}
-    returning.ask(ENDPOINTS, *names("v1", "v2"), version=version_of(wanted))
-    returning.ask(TYPE_OF_ROUTES, "gateway", version=version_of(before.routes))
+    returning = Envoy(Conversation(envoy.conversation._listeners, History()))
+    returning.conversation.retarget(snapshot("v2"))
+    come_back(returning, snapshot("v1", "v2"), "v1", "v2")
+    returning.accept(returning.hear(), *names("v1", "v2"))
     returning.accept(returning.hear(), "gateway")
     returning.accept(returning.hear())
-    assert returning.order == ["RouteConfiguration", "Cluster"]
+    assert returning.order == ["ClusterLoadAssignment", "RouteConfiguration", "Cluster"]
+
+
+def test_an_envoy_that_is_known_keeps_old_clusters_until_its_routes_have_left_them(envoy: Envoy, snapshot: Any) -> None:
+    settle(envoy, snapshot("v1"), "v1")
+    returning = Envoy(Conversation(envoy.conversation._listeners, envoy.conversation._history))
+    returning.conversation.retarget(snapshot("v2"))
+    come_back(returning, snapshot("v1"), "v1")
+    both = returning.hear()
+    assert len(both.resources) == 5, "the tap, and two of each version"
+
+
+def test_an_envoy_that_lost_its_stream_while_clusters_warmed_is_told_their_replicas_again(
+    envoy: Envoy, snapshot: Any
+) -> None:
+    settle(envoy, snapshot("v1"), "v1")
+    returning = Envoy(Conversation(envoy.conversation._listeners, envoy.conversation._history))
+    target = snapshot("v1")
+    returning.conversation.retarget(target)
+    wanted = {name: target.endpoints[name] for name in names("v1")}
+    # It does not speak of clusters before these have their replicas, though it has been told the very same ones before.
+    returning.ask(ENDPOINTS, *names("v1"), version=version_of(wanted))
+    assert returning.hear().type_url == ENDPOINTS
+
+
+def test_replicas_of_changed_clusters_do_not_wait_for_those_of_clusters_that_envoy_has_not_heard_of(
+    envoy: Envoy, snapshot: Any
+) -> None:
+    settle(envoy, snapshot("v1"), "v1")
+    envoy.conversation.retarget(snapshot("v1", "v2"))
+    clusters = envoy.hear()
+    envoy.conversation.retarget(snapshot("v1", "v2", "v3"))
+    envoy.ask(ENDPOINTS, *names("v1", "v2"), version="before", nonce="2")
+    assert envoy.hear().type_url == ENDPOINTS, "else the clusters would never be accepted"
+    envoy.accept(clusters)
+
+
+def test_routes_do_not_return_to_clusters_that_are_just_being_taken_away(envoy: Envoy, snapshot: Any) -> None:
+    settle(envoy, snapshot("v1", "v2"), "v1", "v2")
+    envoy.conversation.retarget(snapshot("v2"))
+    envoy.accept(envoy.hear(), "gateway")
+    without = envoy.hear()
+    assert without.type_url == CLUSTERS
+    # What Envoy has by its last word is what the old target needs; but it is about to lose it.
+    envoy.conversation.retarget(snapshot("v1", "v2"))
+    assert envoy.hear() is None
+    envoy.accept(without)
+    assert envoy.hear().type_url == CLUSTERS
 
 
 def test_a_refused_version_is_not_sent_again_and_the_next_one_is(envoy: Envoy, snapshot: Any) -> None:
