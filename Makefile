@@ -53,7 +53,7 @@ format: ## format the code
 
 bench: bench-demo bench-training ## every benchmark
 
-bench-training: setup ## the model and its training: explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
+bench-training: setup ## the model and its training: step beside OpenCLIP's, parts, explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
 	@python deploy/benchmarks/training_bench.py --output build/bench/training.json $(BENCH_ARGS)
 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json

@@ -19,6 +19,8 @@ import training_compression
 import training_explanation
 import training_faults
 import training_loader
+import training_parts
+import training_steps
 from belvedere_platform.errors import BelvedereError
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from training_subject import Subject, prepared
@@ -27,6 +29,9 @@ PACKAGES = ("belvedere", "torch", "ray", "captum", "tokenizers")
 
 Group = Callable[[Subject], list[Row]]
 GROUPS: Mapping[str, tuple[tuple[str, ...], Group]] = {
+    "parts": (training_parts.NAMES, training_parts.rows),
+    "gradcache": (training_steps.CACHE_NAMES, training_steps.cache_rows),
+    "open_clip": (training_steps.NAMES, training_steps.rows),
     "explanation": (training_explanation.NAMES, training_explanation.rows),
     "loader": (training_loader.NAMES, training_loader.rows),
     "faults": (training_faults.NAMES, training_faults.rows),

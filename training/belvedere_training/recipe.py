@@ -144,7 +144,8 @@ def _model(
 
 def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
     """Return the size asked, at the resolution of the pictures, with the decoder that masked pictures need."""
-    shape = sized(config.size, topology=config.architecture.topology, tower=config.architecture.tower)
+    wanted = config.architecture
+    shape = sized(config.size, topology=wanted.topology, tower=wanted.tower, attend=wanted.attend)
     document = shape.model_dump()
     document["vision"]["image_size"] = corpus.size
     if config.objectives.mim and not shape.pixels.num_layers and shape.vision.kind == "vit":

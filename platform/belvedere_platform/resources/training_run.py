@@ -75,6 +75,10 @@ class Architecture(Part):
         Field(description="how far the modalities see each other"),
     ] = None
     tower: Annotated[Literal["conv", "vit", "resnet"] | None, Field(description="the vision tower")] = None
+    attend: Annotated[
+        Literal["full", "pooled", "top"] | None,
+        Field(description="image keys that text looks at: all, means of 2x2, or the best quarter of blocks"),
+    ] = None
 
 
 class Objectives(Part):

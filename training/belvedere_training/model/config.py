@@ -250,8 +250,10 @@ TOWERS: dict[str, dict[str, ConvConfig | VitConfig | ResNetConfig]] = {
 _FUSION_LAYERS = {"nano": 2, "small": 4}
 
 
-def sized(size: str, *, topology: Topology | None = None, tower: str | None = None) -> ModelConfig:
-    """Return a named size, with another topology or vision tower where asked; InvalidInput says which there are."""
+def sized(
+    size: str, *, topology: Topology | None = None, tower: str | None = None, attend: Attend | None = None
+) -> ModelConfig:
+    """Return a named size, with another topology, vision tower or attention where asked; InvalidInput says which there are."""
     if size not in SIZES:
         raise InvalidInput(f"size is {size!r}; sizes are {', '.join(SIZES)}")
     config = SIZES[size]
@@ -267,6 +269,8 @@ def sized(size: str, *, topology: Topology | None = None, tower: str | None = No
         changes["topology"] = topology
         if topology != "dual" and not config.fusion.num_layers:
             changes["fusion"] = FusionConfig(num_layers=_FUSION_LAYERS[size], num_heads=config.text.num_heads)
+    if attend is not None:
+        changes["fusion"] = changes.get("fusion", config.fusion).model_copy(update={"attend": attend})
     return ModelConfig.model_validate({**dict(config), **changes}) if changes else config
 
 
