@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract
+.PHONY: help setup demo down test check format bench bench-demo bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -67,6 +67,17 @@ control-plane-down: ## end what `make control-plane` started, whatever became of
 
 contract: setup ## the store's contract on the embedded store and, where it is built, on a real API server
 	@python -m pytest tests/contract tests/components/test_control_plane_store.py tests/components/test_control_plane_kubectl.py $(PYTEST_ARGS)
+
+cluster-up: ## a Kubernetes with KubeRay and Prometheus: by kind where Docker runs, else a bare node (root); prints its kubeconfig
+	@deploy/setup/setup.sh --with-helm
+	@deploy/cluster/cluster.sh up
+
+cluster-down: ## end and remove what `make cluster-up` started, whatever became of it
+	@deploy/cluster/cluster.sh down
+
+cluster-test: ## the tests on a cluster: BELVEDERE_TEST_KUBECONFIG's, else kind's, else a bare node for this run
+	@deploy/setup/setup.sh --with-helm
+	@deploy/cluster/cluster.sh test $(PYTEST_ARGS)
 
 lock: setup ## pin the requirements anew
 	$(BELVEDERE_CACHE)/tools/uv/bin/uv pip compile -q --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-annotate pyproject.toml -o requirements/lock.txt

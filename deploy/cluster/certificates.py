@@ -15,6 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 LIFETIME = timedelta(days=365)
 # Clocks of containers may lag behind the one that signed.
 BACKDATED = timedelta(hours=1)
+# The last is the first address of the range of services, which is the API server's inside a cluster.
+LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "10.96.0.1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,16 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         self.certificate.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, file_name: str, common_name: str, *, groups: tuple[str, ...] = (), server: bool = False) -> Files:
-        """Return a certificate for a server on loopback, or for a client of this name and these groups."""
+    def issue(
+        self,
+        file_name: str,
+        common_name: str,
+        *,
+        groups: tuple[str, ...] = (),
+        server: bool = False,
+        addresses: tuple[str, ...] = (),
+    ) -> Files:
+        """Return a certificate for a client of this name and these groups, or a server on loopback and the addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if server else [])]
         extensions: list[tuple[x509.ExtensionType, bool]] = [
@@ -51,7 +61,7 @@ class Authority:
             (x509.ExtendedKeyUsage(usages), False),
         ]
         if server:
-            extensions.append((_loopback_names(), False))
+            extensions.append((_server_names(addresses), False))
         certificate = self._signed(_name(common_name, groups), key.public_key(), extensions)
         files = Files(certificate=self.folder / f"{file_name}.crt", key=self.folder / f"{file_name}.key")
         files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -107,13 +117,12 @@ def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
     )
 
 
-def _loopback_names() -> x509.SubjectAlternativeName:
+def _server_names(addresses: tuple[str, ...]) -> x509.SubjectAlternativeName:
     names = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
-    addresses = ("127.0.0.1", "::1", "10.96.0.1")
     return x509.SubjectAlternativeName(
         [
             *(x509.DNSName(name) for name in names),
-            *(x509.IPAddress(ipaddress.ip_address(address)) for address in addresses),
+            *(x509.IPAddress(ipaddress.ip_address(address)) for address in (*LOOPBACK_ADDRESSES, *addresses)),
         ]
     )
 

@@ -24,15 +24,24 @@ from pathlib import Path
 
 import httpx
 
-from belvedere_operators.executors.identity import INSTANCE_VARIABLE, find_instance, identity_of, wait_gone
+from belvedere_operators.executors.identity import INSTANCE_VARIABLE, find_instance, identity_of
 from belvedere_platform.errors import BelvedereError, InvalidInput, Unavailable
-from programs import Certificates, Ports, Program, free_ports, make_certificates, programs, write_kubeconfig
+from processes import end_instance
+from programs import (
+    Certificates,
+    Ports,
+    Program,
+    free_ports,
+    loopback_url,
+    make_certificates,
+    programs,
+    write_kubeconfig,
+)
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MARKER = "belvedere-control-plane"
 START_TIMEOUT_SECONDS = 120.0
-END_TIMEOUT_SECONDS = 20.0
 LOOK_EVERY_SECONDS = 0.1
 ATTEMPTS = 3
 
@@ -67,13 +76,7 @@ class ControlPlane:
 
     async def down(self) -> None:
         """End every process of this directory and remove the directory. What is stored there is of no use to anyone."""
-        deadline = time.monotonic() + END_TIMEOUT_SECONDS
-        while members := find_instance(self.instance):
-            for member in members:
-                member.send(signal.SIGKILL)
-            for member in members:
-                if not await wait_gone(member, max(0.0, deadline - time.monotonic())):
-                    raise Unavailable(f"process {member.pid} of the control plane does not end")
+        await end_instance(self.instance)
         if (self.directory / MARKER).exists():
             shutil.rmtree(self.directory)
 
@@ -81,7 +84,7 @@ class ControlPlane:
         if not self.kubeconfig.exists() or len(find_instance(self.instance)) < 3:
             return False
         ports = Ports(**dict(_read_ports(self.directory / MARKER)))
-        context = _tls(self.directory / "certificates")
+        context = tls(self.directory / "certificates")
         async with httpx.AsyncClient(verify=context, trust_env=False) as client:
             try:
                 answer = await client.get(f"https://127.0.0.1:{ports.api_server}/readyz")
@@ -97,7 +100,7 @@ class ControlPlane:
         (self.directory / MARKER).write_text("".join(f"{name} {port}\n" for name, port in vars(ports).items()))
         certificates = make_certificates(self.directory / "certificates")
         etcd, api_server, controllers = programs(self.directory, ports, certificates)
-        context = _tls(self.directory / "certificates")
+        context = tls(self.directory / "certificates")
         async with httpx.AsyncClient(verify=context, trust_env=False, timeout=30) as client:
             started = self._spawn(etcd)
             await self._wait_serving(client, etcd, started)
@@ -112,7 +115,7 @@ class ControlPlane:
     def _write_kubeconfig(self, ports: Ports, certificates: Certificates) -> None:
         # It appears whole or not at all: that it is there says that everything serves.
         part = self.directory / "kubeconfig.part"
-        write_kubeconfig(part, ports, certificates, certificates.admin)
+        write_kubeconfig(part, certificates.admin, certificates.authority, loopback_url(ports))
         part.rename(self.kubeconfig)
 
     def _definitions(self) -> list[Path]:
@@ -193,7 +196,8 @@ async def _wait_established(client: httpx.AsyncClient, url: str, name: str) -> N
         await asyncio.sleep(LOOK_EVERY_SECONDS)
 
 
-def _tls(certificates: Path) -> ssl.SSLContext:
+def tls(certificates: Path) -> ssl.SSLContext:
+    """Return the administrator's credentials for an API server with these certificates."""
     context = ssl.create_default_context(cafile=str(certificates / "authority.crt"))
     context.load_cert_chain(certificates / "admin.crt", certificates / "admin.key")
     return context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,13 +74,14 @@ def free_ports() -> Ports:
 def programs(directory: Path, ports: Ports, certificates: Certificates) -> tuple[Program, Program, Program]:
     """Return etcd, the API server and the controller manager, in the order in which they are started."""
     return (
-        _etcd(directory, ports, certificates),
+        etcd(directory, ports, certificates),
         _api_server(ports, certificates),
         _controller_manager(directory, ports, certificates),
     )
 
 
-def _etcd(directory: Path, ports: Ports, certificates: Certificates) -> Program:
+def etcd(directory: Path, ports: Ports, certificates: Certificates) -> Program:
+    """Return etcd, with its data in the directory."""
     clients, peers = (f"https://127.0.0.1:{port}" for port in (ports.etcd_clients, ports.etcd_peers))
     flags = {
         "name": "default",
@@ -103,11 +104,17 @@ def _etcd(directory: Path, ports: Ports, certificates: Certificates) -> Program:
         "logger": "zap",
         "log-level": "warn",
     }
-    return Program(name="etcd", arguments=_arguments(flags.items()), health_url=f"{clients}/health")
+    return Program(name="etcd", arguments=arguments(flags), health_url=f"{clients}/health")
 
 
 def _api_server(ports: Ports, certificates: Certificates) -> Program:
-    flags = {
+    url = f"{loopback_url(ports)}/readyz"
+    return Program(name="kube-apiserver", arguments=arguments(api_server_flags(ports, certificates)), health_url=url)
+
+
+def api_server_flags(ports: Ports, certificates: Certificates) -> dict[str, object]:
+    """Return what an API server on loopback is started with."""
+    return {
         "bind-address": "127.0.0.1",
         "advertise-address": "127.0.0.1",
         "secure-port": ports.api_server,
@@ -133,13 +140,11 @@ def _api_server(ports: Ports, certificates: Certificates) -> Program:
         "authorization-mode": "RBAC",
         "profiling": "false",
     }
-    url = f"https://127.0.0.1:{ports.api_server}/readyz"
-    return Program(name="kube-apiserver", arguments=_arguments(flags.items()), health_url=url)
 
 
 def _controller_manager(directory: Path, ports: Ports, certificates: Certificates) -> Program:
     kubeconfig = directory / "controllers.kubeconfig"
-    write_kubeconfig(kubeconfig, ports, certificates, certificates.controllers)
+    write_kubeconfig(kubeconfig, certificates.controllers, certificates.authority, loopback_url(ports))
     flags = {
         "kubeconfig": kubeconfig,
         "authentication-kubeconfig": kubeconfig,
@@ -153,12 +158,17 @@ def _controller_manager(directory: Path, ports: Ports, certificates: Certificate
         "profiling": "false",
     }
     url = f"https://127.0.0.1:{ports.controllers}/healthz"
-    return Program(name="kube-controller-manager", arguments=_arguments(flags.items()), health_url=url)
+    return Program(name="kube-controller-manager", arguments=arguments(flags), health_url=url)
 
 
-def write_kubeconfig(path: Path, ports: Ports, certificates: Certificates, user: Files) -> None:
+def loopback_url(ports: Ports) -> str:
+    """Return where the API server listens."""
+    return f"https://127.0.0.1:{ports.api_server}"
+
+
+def write_kubeconfig(path: Path, user: Files, authority_certificate: Path, server: str) -> None:
     """Write a kubeconfig that needs no other file, for its owner alone."""
-    authority, certificate, key = (_base64(file) for file in (certificates.authority, user.certificate, user.key))
+    authority, certificate, key = (_base64(file) for file in (authority_certificate, user.certificate, user.key))
     path.touch(mode=0o600)
     path.write_text(
         f"""apiVersion: v1
@@ -167,7 +177,7 @@ current-context: belvedere
 contexts: [{{name: belvedere, context: {{cluster: belvedere, user: belvedere}}}}]
 clusters:
 - name: belvedere
-  cluster: {{server: "https://127.0.0.1:{ports.api_server}", certificate-authority-data: {authority}}}
+  cluster: {{server: "{server}", certificate-authority-data: {authority}}}
 users:
 - name: belvedere
   user: {{client-certificate-data: {certificate}, client-key-data: {key}}}
@@ -179,5 +189,6 @@ def _base64(path: Path) -> str:
     return b64encode(path.read_bytes()).decode()
 
 
-def _arguments(flags: Iterable[tuple[str, object]]) -> tuple[str, ...]:
-    return tuple(f"--{name}={value}" for name, value in flags)
+def arguments(flags: Mapping[str, object]) -> tuple[str, ...]:
+    """Return flags as a command line has them."""
+    return tuple(f"--{name}={value}" for name, value in flags.items())

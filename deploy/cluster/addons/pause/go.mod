@@ -1,0 +1,3 @@
+module belvedere.dev/cluster/pause
+
+go 1.21
