@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test
+.PHONY: help setup demo down test check format bench bench-demo bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -51,13 +51,16 @@ helm-values: ## write the table of the chart's values
 format: ## format the code
 	ruff format . && ruff check --fix .
 
-bench: bench-demo bench-training ## every benchmark
+bench: bench-demo bench-operator bench-training ## every benchmark
 
 bench-training: setup ## the model and its training: step beside OpenCLIP's, parts, explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
 	@python deploy/benchmarks/training_bench.py --output build/bench/training.json $(BENCH_ARGS)
 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
 	@python deploy/demo --chaos --bench build/bench/demo.json
+
+bench-operator: setup ## 1,000 ModelServices and 1,000 TrainingRuns on a real API server (OBJECTS=N): build/bench/operator.json
+	@deploy/cluster/build.sh && kwok=$$(deploy/benchmarks/kwok.sh) && python deploy/benchmarks/operator_bench.py --kwok $$kwok --objects $(or $(OBJECTS),1000) --output build/bench/operator.json
 
 control-plane: setup ## a real Kubernetes API server on loopback (built once, then cached); prints its kubeconfig
 	@deploy/cluster/build.sh && python deploy/cluster/control_plane.py up

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -148,6 +148,27 @@ def running(
             process.wait()
 
 
+@contextmanager
+def control_plane(directory: Path) -> Iterator[Path]:
+    """Run an API server with its etcd, from nothing, for the time of a with block, and give its kubeconfig."""
+    program = Path(__file__).parent.parent / "cluster" / "control_plane.py"
+    # It ends when its standard input does, so it does not outlive this process whatever becomes of that.
+    with subprocess.Popen(
+        [sys.executable, str(program), "run", "--directory", str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        path = process.stdout.readline().strip()
+        if not path:
+            raise RuntimeError("the control plane did not start: its reason stands above")
+        yield Path(path)
+        process.stdin.close()
+        process.wait(60)
+
+
 def _end_with_parent() -> None:
     import ctypes
 
@@ -158,6 +179,3 @@ def _end_with_parent() -> None:
 def python(script: str, *words: str) -> list[str]:
     """Return the words that run a script of this folder."""
     return [sys.executable, str(Path(__file__).with_name(script)), *words]
-
-
-Progress = Callable[[str], None]

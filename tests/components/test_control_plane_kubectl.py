@@ -77,6 +77,13 @@ SERVICE, RUN, ENGINE = (
         (RUN, "spec.workers", {"min": 3, "max": 2}, "workers.min must not be greater than workers.max"),
         (RUN, "spec.optimization.pairs", "many", ".spec.optimization.pairs: expected numeric"),
         (RUN, "spec.size", "giant", "spec.size: Unsupported value"),
+        (SERVICE, "spec.rollout.gates", {"errors": {"maximumRatio": 1}}, "gates.errors.maximumRatio in body should be"),
+        (SERVICE, "spec.pod.volumes", [{"name": "a"}], "a volume has exactly one of configMap, secret, emptyDir"),
+        (SERVICE, "spec.pod.volumes", [{"name": "a", "hostPath": {"path": "/"}}], "hostPath: field not declared in"),
+        (SERVICE, "spec.pod.imagePullPolicy", "Perhaps", "spec.pod.imagePullPolicy: Unsupported value"),
+        (SERVICE, "spec.pod.securityContext", {"runAsUser": 0}, ".spec.pod.securityContext: field not declared"),
+        (RUN, "spec.pod.volumeMounts", [{"name": "a", "mountPath": "b"}], "mountPath in body should match '^/'"),
+        (RUN, "spec.queue", "Not a name", "spec.queue in body should match"),
         (ENGINE, "spec.target.precision", "fp7", "spec.target.precision: Unsupported value"),
     ],
 )
@@ -92,6 +99,43 @@ def test_a_bad_object_is_refused_by_a_message_that_names_the_field(
     refused = kubectl("apply", "--server-side", "--filename", "-", text=json.dumps(manifest))
     assert refused.returncode != 0
     assert says in refused.stderr
+
+
+def test_what_cannot_be_changed_is_said_to_be_so(kubectl: Kubectl) -> None:
+    (run,) = documents(*RUN)
+    assert kubectl("apply", "--server-side", "--filename", "-", text=json.dumps(run)).returncode == 0
+    for field, value, says in (
+        ("queue", "research", "queue of a TrainingRun cannot be changed: make a new run"),
+        ("size", "small", "of a TrainingRun cannot be changed: make a new run"),
+    ):
+        changed = {**run, "spec": {**run["spec"], field: value}}
+        refused = kubectl("apply", "--server-side", "--filename", "-", text=json.dumps(changed))
+        assert says in refused.stderr
+
+
+def test_a_gate_is_switched_off_later(kubectl: Kubectl) -> None:
+    (service,) = documents(*SERVICE)
+    assert kubectl("apply", "--server-side", "--filename", "-", text=json.dumps(service)).returncode == 0
+    service["spec"].setdefault("rollout", {}).setdefault("gates", {})["latency"] = {"enabled": False}
+    assert kubectl("apply", "--server-side", "--filename", "-", text=json.dumps(service)).returncode == 0
+    found = kubectl(
+        "get", "modelservice", service["metadata"]["name"], "--output", "jsonpath={.spec.rollout.gates.latency}"
+    )
+    assert json.loads(found.stdout) == {"enabled": False, "maximumRatio": 1.5}
+
+
+def test_everything_is_listed_in_all_namespaces(kubectl: Kubectl) -> None:
+    for file in sorted(QUICKSTART.glob("0[234]*.yaml")):
+        assert kubectl("apply", "--server-side", "--filename", str(file)).returncode == 0
+    for kind, columns in (
+        ("trainingruns", ["NAMESPACE", "NAME", "PHASE", "PAIRS", "LOSS", "VERSION", "AGE"]),
+        ("engines", ["NAMESPACE", "NAME", "VERSION", "RUNTIME", "PRECISION", "READY", "REASON", "AGE"]),
+        ("belvedere", None),
+    ):
+        header, *rows = [line for line in kubectl("get", kind, "--all-namespaces").stdout.splitlines() if line]
+        assert rows
+        if columns is not None:
+            assert header.split() == columns
 
 
 def test_fields_are_explained(kubectl: Kubectl) -> None:

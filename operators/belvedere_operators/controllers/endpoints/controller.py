@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "belvedere-endpoints"
 SHORTEST_POLL_SECONDS = 1.0
-POLLS_PER_SECOND = 150.0
+POLLS_PER_SECOND = 60.0
 SETTLED_POLLS_PER_SECOND = 25.0
 """How many dashboards are asked in a second, all together: while replicas are missing, and when none is.
 

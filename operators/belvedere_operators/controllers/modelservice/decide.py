@@ -325,4 +325,8 @@ def _close_request(state: State, journal: Journal) -> Journal:
     request = state.request
     if request is None or request.identity == journal.handled_request or journal.active is not None:
         return journal
+    wanted = state.spec.version
+    if request.candidate == wanted != journal.stable and not _refused(state, journal):
+        # Asked together with the version itself, whose rollout waits for its ModelVersion.
+        return journal
     return journal.with_(handled_request=request.identity)

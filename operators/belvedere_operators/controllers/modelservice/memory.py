@@ -12,7 +12,7 @@ from belvedere_operators.runtime import Key
 IDLE_LOOKS_PER_SECOND = 20.0
 """How many services without a rollout are looked at in a second, all together."""
 WAITING_LOOK_SECONDS = 1.0
-WAITING_LOOKS_PER_SECOND = 100.0
+WAITING_LOOKS_PER_SECOND = 40.0
 
 
 class Memory:

@@ -418,7 +418,9 @@ def _happenings(state: State, status: TrainingRunStatus, outcome: Outcome) -> tu
     found: list[Happening] = []
     if status.attempt is not None and status.attempt != before.attempt:
         found.append(
-            Happening(type="Normal", reason="AttemptStarted", message=f"attempt {status.attempt}: RayJob {status.job}")
+            Happening(
+                type="Normal", reason="AttemptStarted", message=f"attempt {status.attempt} runs as RayJob {status.job}"
+            )
         )
     last = state.last
     if last is not None and last.failed and before.phase == "Running":

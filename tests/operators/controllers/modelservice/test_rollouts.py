@@ -356,3 +356,14 @@ async def test_a_deleted_service_takes_its_children_along(serving):
     await serving.reconcile()
     assert await serving.running() == set()
     assert await serving.get(CONFIG_MAP, "search-evidence") is None
+
+
+async def test_a_wish_that_comes_with_the_version_waits_for_the_version(serving):
+    wish = json.dumps({"verb": "promote", "candidate": "v2", "id": "1"})
+    await serving.ask("v2", annotations={"belvedere.dev/rollout-request": wish})
+    await serving.run(3)
+    assert (await serving.journal()).get("handledRequest") is None
+    await serving.add_version("v2")
+    await serving.run(20, until="Promoted")
+    assert await serving.weights() == {"v2": 100}
+    assert (await serving.journal())["handledRequest"] == "1"
