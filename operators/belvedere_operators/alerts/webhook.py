@@ -10,7 +10,7 @@ import hmac
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -38,12 +38,13 @@ Place = tuple[str, str]
 class AlertWebhook:
     """Remembers nothing: a message is in the store before it is answered."""
 
-    def __init__(self, store: ObjectStore, *, clock: Clock, secret: str) -> None:
+    def __init__(self, store: ObjectStore, *, clock: Clock, secret: str, namespaces: Sequence[str] = ()) -> None:
         if not secret:
             raise InvalidInput("the alert webhook has no secret; set one, or anybody could abort a rollout")
         self._store = store
         self._clock = clock
         self._expected = f"Bearer {secret}".encode()
+        self._namespaces = frozenset(namespaces)
         self._writing = asyncio.Lock()
 
     def add_to(self, application: web.Application) -> None:
@@ -84,6 +85,10 @@ class AlertWebhook:
                 labels.get(label) for label in ("namespace", "service", "belvedere_action")
             ):
                 ignored.append("an alert has no label namespace, service or belvedere_action")
+                continue
+            if self._namespaces and labels["namespace"] not in self._namespaces:
+                # Another Belvedere's of the same Alertmanager: to refuse it would have it sent again for ever.
+                ignored.append(f"this operator does not act on namespace {labels['namespace']}")
                 continue
             heard[str(labels["namespace"]), str(labels["service"])].append(told_of(alert, heard=now))
         return heard, ignored

@@ -43,7 +43,7 @@ async def run_in_cluster(settings: Settings, *, address: str, port: int, candida
         parts=operator.parts,
         stuck=operator.stuck,
         # A standby hears alerts too: it only writes them down, and the one that leads reads them.
-        webhook=AlertWebhook(store, clock=clock, secret=settings.alerts_secret),
+        webhook=AlertWebhook(store, clock=clock, secret=settings.alerts_secret, namespaces=settings.namespaces),
     )
     stop = asyncio.Event()
     try:

@@ -22,6 +22,8 @@ from belvedere_platform.resources.training_run import TrainingRunSpec, WorkerRes
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_JOB, TRAINING_RUN
 
+# Driver, controller and Ray's own services take 2 GiB; with no more than that Ray kills the job for want of memory.
+DRIVER_MEMORY = "4Gi"
 CONFIG_VARIABLE = "BELVEDERE_TRAINING_CONFIG"
 RUN_LABEL = "belvedere.dev/training-run"
 ATTEMPT_ANNOTATION = "belvedere.dev/attempt"
@@ -131,7 +133,7 @@ def _cluster(spec: TrainingRunSpec, pods: PodSettings, labels: Mapping[str, str]
         )
 
     # The driver waits for its workers: where those are small, as on a test cluster, it needs no whole core either.
-    driver = WorkerResources(cpu=min(1.0, resources.cpu), memory="2Gi")
+    driver = WorkerResources(cpu=min(1.0, resources.cpu), memory=DRIVER_MEMORY)
     return {
         "rayVersion": RAY_VERSION,
         "headGroupSpec": {

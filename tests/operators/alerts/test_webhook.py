@@ -94,6 +94,18 @@ async def test_a_firing_alert_is_written_beside_the_service(post, store, clock):
     assert stored["metadata"]["ownerReferences"][0]["name"] == "search"
 
 
+async def test_an_alert_of_a_namespace_that_is_another_operators_is_ignored_not_refused(clock):
+    application = web.Application()
+    # It may not even read there: the API server would refuse, and Alertmanager send again for ever.
+    AlertWebhook(Failing(), clock=clock, secret=SECRET, namespaces=["elsewhere"]).add_to(application)
+    async with TestClient(TestServer(application)) as client:
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        async with client.post("/alerts", json=message(alert()), headers=headers) as response:
+            answer = await response.json()
+    assert (response.status, answer["accepted"]) == (200, 0)
+    assert answer["ignored"] == ["this operator does not act on namespace shop"]
+
+
 async def test_the_same_message_again_writes_nothing(post, store, clock):
     await post(message(alert()))
     before = await store.get(CONFIG_MAP, "search-alerts", "shop")
