@@ -114,6 +114,7 @@ def release(cluster: Cluster) -> Iterator[Release]:
         "--timeout=5m",
     )
     yield release
+    release.helm("uninstall", "belvedere", "--ignore-not-found")
     cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=300s")
 
 
