@@ -43,6 +43,7 @@ from belvedere_platform.artifacts.storage import (
 from belvedere_platform.errors import InvalidInput, NotFound
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+PULLED_MANIFEST = ".manifest.json"
 # What the OCI image layout allows in org.opencontainers.image.ref.name.
 _TAG = re.compile(r"[A-Za-z0-9]+([-._:@+]|--)?[A-Za-z0-9]*([-._:@+/]+[A-Za-z0-9]+)*")
 
@@ -212,15 +213,21 @@ class ArtifactStore:
         """Put the files into a directory and return it. Files that are there and right are kept, so a broken pull goes on.
 
         A directory that did not exist appears whole or not at all; in one that did, each file is replaced whole.
+        What was pulled by its digest before, and is whole, is found so on the spot: nothing is read from the store.
         """
-        descriptor = self.resolve(reference)
         into = into.absolute()
+        if _is_whole(into, reference):
+            return into
+        descriptor = self.resolve(reference)
+        manifest = self._read_blob(descriptor.digest, f"the manifest of {reference}")
         partial = f".{descriptor.digest[7:19]}.partial"
         if not into.exists():
             with file_lock(into.parent / f".{into.name}.pull.lock"):
                 if not into.exists():
                     staging = into.parent / f".{into.name}{partial}"
                     self._stage(descriptor.files, staging, reference)
+                    write_whole(staging / PULLED_MANIFEST, io.BytesIO(manifest), staging=staging / ".incoming")
+                    shutil.rmtree(staging / ".incoming", ignore_errors=True)
                     staging.rename(into)
                     sync_directory(into.parent)
                     return into
@@ -229,6 +236,8 @@ class ArtifactStore:
             missing = [entry for entry in descriptor.files if not _has(into, entry)]
             self._stage(missing, into / partial, reference)
             _place(missing, into / partial, into)
+            write_whole(into / PULLED_MANIFEST, io.BytesIO(manifest), staging=into / partial)
+            shutil.rmtree(into / partial, ignore_errors=True)
         return into
 
     def _stage(self, entries: Iterable[FileEntry], staging: Path, reference: str) -> None:
@@ -343,6 +352,17 @@ def _check_tag(tag: str) -> None:
 
 def _blob_path(digest: str) -> str:
     return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def _is_whole(directory: Path, reference: str) -> bool:
+    """Return whether a directory holds every file of the artifact with this digest, by the manifest that was pulled with it."""
+    try:
+        manifest = (directory / PULLED_MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if digest_of(manifest) != reference:
+        return False
+    return all(_has(directory, entry) for entry in parse_manifest(reference, manifest).files)
 
 
 def _has(directory: Path, entry: FileEntry) -> bool:

@@ -256,3 +256,24 @@ def test_a_store_can_be_copied(tmp_path: Path) -> None:
     ArtifactStore(str(tmp_path / "a")).push("model", FILES, config=CONFIG, tag="models/v1")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert ArtifactStore(str(tmp_path / "b")).verify("models/v1")
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new directory", "directory that exists"])
+def test_a_second_pull_by_digest_reads_nothing_from_the_store(tmp_path: Path, there: bool) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+    pushed, out = store.push(ArtifactKind.MODEL, FILES, config=CONFIG, tag="models/v1"), tmp_path / "out"
+    if there:
+        out.mkdir()
+    store.pull(pushed.digest, out)
+    away = tmp_path / "away"
+    (tmp_path / "store").rename(away)
+    assert files_in(ArtifactStore(str(tmp_path / "store")).pull(pushed.digest, out)) == FILES
+    # A tag may name another artifact by now, and a file that is no longer right must be read again.
+    with pytest.raises(ArtifactNotFound):
+        store.pull("models/v1", out)
+    damaged = out / sorted(FILES)[0]
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(ArtifactNotFound):
+        store.pull(pushed.digest, out)
+    away.rename(tmp_path / "store")
+    assert files_in(store.pull(pushed.digest, out)) == FILES
