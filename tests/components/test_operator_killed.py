@@ -1,0 +1,239 @@
+"""An operator that is killed again and again while versions are trained, served and replaced ends where an undisturbed one does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import httpx
+import pytest
+from aiohttp import web
+from kubernetes import client, config
+
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import NotFound
+from belvedere_platform.resources.base import API_VERSION
+from belvedere_platform.store import Kind, Manifest
+from belvedere_platform.store.kinds import (
+    CONFIG_MAP,
+    ENDPOINT_SLICE,
+    ENGINE,
+    JOB,
+    MODEL_SERVICE,
+    MODEL_VERSION,
+    POD_DISRUPTION_BUDGET,
+    PROMETHEUS_RULE,
+    RAY_JOB,
+    RAY_SERVICE,
+    TRAINING_RUN,
+)
+from belvedere_platform.store.kubernetes import KubernetesStore
+
+from ..helm.actors import Actors
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+KINDS = (
+    TRAINING_RUN, RAY_JOB, MODEL_VERSION, ENGINE, JOB, MODEL_SERVICE, RAY_SERVICE,
+    CONFIG_MAP, PROMETHEUS_RULE, POD_DISRUPTION_BUDGET, ENDPOINT_SLICE,
+)  # fmt: skip
+NUM_KILLS = 4
+LIMIT_SECONDS = 120.0
+RUN: Manifest = {"model": "clip", "data": {"dataset": "emoji"}, "optimization": {"pairs": 1000}}
+SERVICE: Manifest = {
+    "model": "clip",
+    "scaling": {"minReplicas": 1, "maxReplicas": 2},
+    "rollout": {"steps": [{"weight": 50, "holdSeconds": 1}], "intervalSeconds": 1, "keepStableSeconds": 0},
+}
+
+
+class Day:
+    """One namespace in which the same things are asked for, and one operator process at a time."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, folder: Path) -> None:
+        self.kubeconfig, self.namespace, self.folder = kubeconfig, namespace, folder
+        self.store = KubernetesStore(kubeconfig=str(kubeconfig))
+        self.artifacts = ArtifactStore(str(folder / "artifacts"))
+        self.actors = Actors(self.store, namespace, self.artifacts)
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = int(found.getsockname()[1])
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """Start an operator and return it when it acts."""
+        secret = self.folder / "secret"
+        secret.write_text("hush")
+        program = shutil.which("belvedere", path=str(Path(sys.executable).parent)) or "belvedere"
+        process = await asyncio.create_subprocess_exec(
+            program, "operator", f"--store=kubernetes://?kubeconfig={self.kubeconfig}",
+            f"--artifacts={self.artifacts.url}", "--address=127.0.0.1", f"--port={self.port}",
+            f"--alerts-secret-file={secret}", "--prometheus-url=http://127.0.0.1:9",
+            f"--watch-namespace={self.namespace}",
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        async with httpx.AsyncClient(trust_env=False) as http:
+
+            async def ready() -> bool:
+                assert process.returncode is None
+                with contextlib.suppress(httpx.HTTPError):
+                    return (await http.get(f"http://127.0.0.1:{self.port}/readyz")).is_success
+                return False
+
+            try:
+                await eventually(ready, "the operator to be ready")
+            except BaseException:
+                process.kill()
+                await process.wait()
+                raise
+        return process
+
+    async def operate(self, kills: int) -> None:
+        """Keep an operator running; so many are killed, each a little after it began to act."""
+        random = Random(7)
+        for _ in range(kills):
+            process = await self.start()
+            await asyncio.sleep(random.uniform(0.05, 1.0))
+            process.kill()
+            await process.wait()
+        process = await self.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+    async def ask(self) -> None:
+        """Train two versions, serve the first, and replace it by the second as a person wants it."""
+        self.artifacts.push("dataset", {"manifest.json": b"{}"}, config={}, tag="datasets/emoji")
+        await self.apply(TRAINING_RUN, "v1", RUN)
+        await self.apply(MODEL_SERVICE, "emoji", {**SERVICE, "version": "v1"})
+        await eventually(lambda: self.stable_is("v1"), "the first version to serve")
+        await self.apply(TRAINING_RUN, "v2", RUN)
+        wish = json.dumps({"verb": "promote", "candidate": "v2", "id": "1"})
+        asked = {"annotations": {"belvedere.dev/rollout-request": wish}}
+        await self.apply(MODEL_SERVICE, "emoji", {**SERVICE, "version": "v2"}, **asked)
+        await eventually(lambda: self.stable_is("v2"), "the second version to be promoted")
+        await eventually(self.first_is_gone, "the first version to be retired")
+
+    async def apply(self, kind: Kind, name: str, spec: Manifest, **more: Any) -> None:
+        metadata = {"name": name, "namespace": self.namespace, **more}
+        manifest = {"apiVersion": API_VERSION, "kind": kind.kind, "metadata": metadata, "spec": spec}
+        await self.store.apply(manifest, field_manager="person")
+
+    async def stable_is(self, version: str) -> bool:
+        try:
+            status = (await self.store.get(MODEL_SERVICE, "emoji", self.namespace)).get("status") or {}
+        except NotFound:
+            return False
+        ready = {one["type"]: one["status"] for one in status.get("conditions", ())}.get("Ready")
+        return (status.get("stable") or {}).get("version") == version and ready == "True"
+
+    async def first_is_gone(self) -> bool:
+        services = (await self.store.list(RAY_SERVICE, self.namespace)).items
+        return [one["metadata"]["name"] for one in services] == ["emoji-v2"]
+
+    async def end(self) -> dict[str, Any]:
+        """Return everything that there is, without what no two days share."""
+        return {
+            f"{kind.kind}/{one['metadata']['name']}": self.comparable(one)
+            for kind in KINDS
+            for one in (await self.store.list(kind, self.namespace)).items
+        }
+
+    def comparable(self, one: Manifest) -> Any:
+        metadata = {
+            "labels": one["metadata"].get("labels"),
+            "owners": [owner["name"] for owner in one["metadata"].get("ownerReferences", ())],
+        }
+        body = {name: value for name, value in one.items() if name not in ("metadata", "status")}
+        status = one.get("status") or {}
+        seen = {
+            "conditions": {each["type"]: (each["status"], each.get("reason")) for each in status.get("conditions", ())},
+            **{name: status.get(name) for name in ("phase", "attempt", "modelVersion", "digest", "replicas", "url")},
+            **{side: (status.get(side) or {}).get("version") for side in ("stable", "candidate")},
+            "rollout": (status.get("rollout") or {}).get("phase"),
+        }
+        if "evidence.json" in body.get("data", {}):
+            journal = json.loads(body["data"]["evidence.json"])
+            kept = {name: journal.get(name) for name in ("stable", "served", "engines", "retiring", "handledRequest")}
+            body = {"journal": kept, "rollout": journal["rollout"]["phase"]}
+        if one["kind"] == "RayJob":
+            # Tells the trainer the uid of its run.
+            del body["spec"]["runtimeEnvYAML"]
+        if one["kind"] == "Job":
+            # The API server adds a selector of its own, by the Job's uid.
+            body = {"pod": body["spec"]["template"]["spec"]}
+        text = json.dumps({**body, "metadata": metadata, "seen": seen}, sort_keys=True)
+        return json.loads(text.replace(self.namespace, "NAMESPACE").replace(str(self.folder), "FOLDER"))
+
+
+async def eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Ask until the answer is true: what other processes come to cannot be awaited."""
+    deadline = asyncio.get_running_loop().time() + LIMIT_SECONDS
+    while not await check():
+        assert asyncio.get_running_loop().time() < deadline, f"waited {LIMIT_SECONDS:.0f} s for {what}"
+        await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+async def make_day(kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Callable[[str], Awaitable[Day]]]:
+    """Make a day in a namespace and a folder of its own."""
+    made: list[tuple[Day, web.AppRunner]] = []
+
+    async def make(name: str) -> Day:
+        folder = tmp_path / name
+        folder.mkdir()
+        day = Day(kubeconfig, f"killed-{uuid.uuid4().hex[:8]}", folder)
+        await asyncio.to_thread(_namespaces(kubeconfig).create_namespace, {"metadata": {"name": day.namespace}})
+        app = web.Application()
+        app.router.add_get("/api/serve/applications/", day.actors.serve_details)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        day.actors.dashboard_port = runner.addresses[0][1]
+        made.append((day, runner))
+        return day
+
+    yield make
+    for day, runner in made:
+        await runner.cleanup()
+        await day.store.close()
+        await asyncio.to_thread(_namespaces(kubeconfig).delete_namespace, day.namespace)
+
+
+def _namespaces(kubeconfig: Path) -> client.CoreV1Api:
+    return client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
+
+
+async def live(day: Day, kills: int) -> dict[str, Any]:
+    acting = [asyncio.create_task(day.actors.run()), asyncio.create_task(day.operate(kills))]
+    asking = asyncio.create_task(day.ask())
+    try:
+        await asyncio.wait([*acting, asking], return_when=asyncio.FIRST_COMPLETED)
+        await asking
+        # What follows from the last change is written within a look.
+        await asyncio.sleep(3)
+        return await day.end()
+    finally:
+        for task in (*acting, asking):
+            task.cancel()
+        await asyncio.gather(*acting, asking, return_exceptions=True)
+
+
+async def test_killed_again_and_again_it_ends_in_the_same_state(make_day: Callable[[str], Awaitable[Day]]) -> None:
+    quiet, hard = await make_day("quiet"), await make_day("hard")
+    undisturbed, killed = await asyncio.gather(live(quiet, 0), live(hard, NUM_KILLS))
+    assert undisturbed["ModelService/emoji"]["seen"]["stable"] == "v2"
+    assert set(killed) == set(undisturbed)
+    for name, one in undisturbed.items():
+        assert killed[name] == one, name
