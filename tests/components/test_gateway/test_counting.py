@@ -59,7 +59,7 @@ async def prometheus(gateway: Any, free_port: Any, until: Any, tmp_path: Path) -
     file = tmp_path / "prometheus.json"
     file.write_text(json.dumps(config))
     process = await asyncio.create_subprocess_exec(
-        "/usr/bin/prometheus",
+        "prometheus",
         f"--config.file={file}",
         f"--storage.tsdb.path={tmp_path / 'tsdb'}",
         f"--web.listen-address=127.0.0.1:{port}",

@@ -15,7 +15,7 @@ from belvedere_operators.controllers.modelservice.journal import (
 from belvedere_operators.controllers.modelservice.looking import evidence_now, take
 from belvedere_operators.controllers.modelservice.obstacles import accepted, candidate_obstacle, refused_engine
 from belvedere_operators.controllers.modelservice.replicas import candidate_replicas, needed
-from belvedere_operators.controllers.modelservice.state import STALE_ALERT_SECONDS, State, intent_of
+from belvedere_operators.controllers.modelservice.state import STALE_ALERT_SECONDS, State, intent_of, wants_rollout
 from belvedere_operators.delivery import rollout
 from belvedere_operators.delivery.evidence import Evidence
 from belvedere_operators.delivery.rollout import Abort, Decision, Hold, Pause, Promote, SetWeight
@@ -72,7 +72,7 @@ def _identify(state: State, journal: Journal) -> Journal:
             state, journal, active, Abort(reason=f"spec.version is now {wanted}", signal="spec"), evidence=Evidence()
         )
         active = None
-    if active is None and wanted != journal.stable and not _refused(state, journal) and accepted(state) is None:
+    if active is None and wants_rollout(state.spec, journal) and accepted(state) is None:
         return _begin(state, journal)
     return journal
 
@@ -87,18 +87,6 @@ def _recollect(state: State, journal: Journal) -> Journal:
         return journal
     replicas = max(state.spec.scaling.min_replicas, state.routable[stable])
     return journal.with_(stable=stable, served=True, scale=ScaleRecord(replicas=replicas))
-
-
-def _refused(state: State, journal: Journal) -> bool:
-    """Return whether this candidate was aborted under the same intent: it is not tried again until that changes."""
-    last = journal.rollout
-    return (
-        last is not None
-        and last.phase == "Aborted"
-        and last.signal != "spec"
-        and last.candidate == state.spec.version
-        and last.intent == intent_of(state.spec)
-    )
 
 
 def _begin(state: State, journal: Journal) -> Journal:
@@ -326,7 +314,7 @@ def _close_request(state: State, journal: Journal) -> Journal:
     if request is None or request.identity == journal.handled_request or journal.active is not None:
         return journal
     wanted = state.spec.version
-    if request.candidate == wanted != journal.stable and not _refused(state, journal):
+    if request.candidate == wanted and wants_rollout(state.spec, journal):
         # Asked together with the version itself, whose rollout waits for its ModelVersion.
         return journal
     return journal.with_(handled_request=request.identity)

@@ -13,7 +13,7 @@ from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.modelservice.journal import Journal, journal_name, read_journal
 from belvedere_operators.controllers.modelservice.memory import Memory, look_seconds
 from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
-from belvedere_operators.controllers.modelservice.state import State
+from belvedere_operators.controllers.modelservice.state import State, wants_rollout
 from belvedere_operators.delivery.rollout import Request, Verb
 from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL, VERSION_LABEL
 from belvedere_operators.manifests.rayservice import CPUS_ANNOTATION
@@ -148,7 +148,9 @@ def count_ready(slices: Iterable[Manifest]) -> dict[str, int]:
 async def _metrics(
     prometheus: Prometheus, spec: ModelServiceSpec, journal: Journal, key: Key, now: float, interval: float
 ) -> tuple[Metrics | None, str | None]:
-    if journal.stable is None or not look_is_due(journal, interval, now):
+    # A rollout begins with a look of its own: the one before is in no journal, so a process that is killed here would lose it.
+    begins = journal.active is None and wants_rollout(spec, journal)
+    if journal.stable is None or not (begins or look_is_due(journal, interval, now)):
         return None, None
     try:
         return await look(prometheus, key.namespace, key.name, spec, at=now), None

@@ -78,6 +78,22 @@ class State:
         return self.metrics is not None or self.metrics_problem is not None
 
 
+def wants_rollout(spec: ModelServiceSpec, journal: Journal) -> bool:
+    """Return whether another version is asked for than the stable one, and not one that was aborted under the same intent.
+
+    An aborted candidate is not tried again until the intent changes.
+    """
+    last = journal.rollout
+    refused = (
+        last is not None
+        and last.phase == "Aborted"
+        and last.signal != "spec"
+        and last.candidate == spec.version
+        and last.intent == intent_of(spec)
+    )
+    return spec.version != journal.stable and not refused
+
+
 def intent_of(spec: ModelServiceSpec) -> str:
     """Return a digest of what the outcome of a rollout depends on.
 
