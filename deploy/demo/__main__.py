@@ -21,7 +21,7 @@ from belvedere_platform.store import connect
 from control import Control
 from narration import Narrator
 from report import write_report
-from stage import Demo
+from stage import BACKENDS, Demo
 from story import CHAPTERS
 from timeline import Timeline
 
@@ -45,6 +45,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", type=Path, default=ROOT / "build" / "demo", help="where the report and the state go"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="rayServe",
+        help="the model server (make demo BACKEND=triton)",
     )
     parser.add_argument("--port", type=int, default=8080, help="port of the gateway")
     parser.add_argument("--bench", type=Path, help="also write the figures as a benchmark to this file")
@@ -80,6 +86,7 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
             address=f"127.0.0.1:{options.port}",
             quick=options.quick,
             chaos=options.chaos,
+            backend=options.backend,
             timeline=Timeline(store=store, name="emoji"),
         )
         recorder = asyncio.create_task(demo.timeline.record())
@@ -89,7 +96,7 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
             if traffic is None and demo.samples:
                 traffic = demo.traffic = await start_traffic(demo)
         demo.report["url"] = f"http://{demo.address}"
-        demo.report["backend"] = "rayServe"
+        demo.report["backend"] = demo.backend
         with narrator.chapter("Report"):
             write_report(demo, narrator, options.bench)
     finally:
@@ -144,6 +151,7 @@ async def start_traffic(demo: Demo) -> asyncio.subprocess.Process:
             str(demo.output / "traffic-samples.jsonl"),
             "--output",
             str(demo.requests_file),
+            *(word for name in demo.versions for word in ("--version", name)),
         ),
         stdin=asyncio.subprocess.PIPE,
     )

@@ -14,11 +14,10 @@ from belvedere_platform.errors import Rejected
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, MODEL_SERVICE
 from control import condition, engine_refused, is_true
-from stage import SERVICE, Demo, service_line
+from stage import FAULTS, SERVICE, Demo, service_line
 from timeline import requests_between, seconds_between
 
 STEADY_RATE = 90
-FAULTS = ("failing", "slow", "wrong")
 
 
 async def roll_out(demo: Demo, file: str, candidate: str, *, fault: str | None) -> None:

@@ -15,6 +15,8 @@ from timeline import Timeline
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "examples" / "quickstart"
 SERVICE = "emoji"
+BACKENDS = ("rayServe", "triton")
+FAULTS = ("failing", "slow", "wrong")
 
 
 @dataclass(kw_only=True)
@@ -28,6 +30,7 @@ class Demo:
     quick: bool
     chaos: bool = False
     """Kill the control plane in the middle of the good rollout."""
+    backend: str = "rayServe"
     traffic: asyncio.subprocess.Process | None = None
     timeline: Timeline
     samples: list[Sample] = field(default_factory=list)
@@ -41,12 +44,27 @@ class Demo:
     def requests_file(self) -> Path:
         return self.output / "requests.jsonl"
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The versions that are served in the course of the story."""
+        return ("emoji-clip-v1", "emoji-clip-v2", *(f"emoji-clip-v3-{fault}" for fault in FAULTS))
+
     def apply(self, file: str) -> None:
         """Apply a file of the quickstart; with a quick budget its twin in quick/, where there is one."""
         quick = QUICKSTART / "quick" / file
-        self.control.run(
-            "apply", "-f", str((quick if self.quick and quick.exists() else QUICKSTART / file).relative_to(Path.cwd()))
-        )
+        path = quick if self.quick and quick.exists() else QUICKSTART / file
+        self.control.run("apply", "-f", str(self._for_backend(path).relative_to(Path.cwd())))
+
+    def _for_backend(self, path: Path) -> Path:
+        """Return the file, or a copy that asks for another model server than its own."""
+        text = path.read_text(encoding="utf-8")
+        asked = text.replace(f"backend: {BACKENDS[0]}", f"backend: {self.backend}")
+        if asked == text:
+            return path
+        copy = self.output / "manifests" / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(asked, encoding="utf-8")
+        return copy
 
     async def send(self, command: str) -> None:
         """Tell the traffic generator what to do."""

@@ -13,7 +13,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +21,8 @@ from typing import Any, TextIO
 import numpy as np
 import tritonclient.grpc.aio as triton_grpc
 import tritonclient.http.aio as triton_http
+
+from belvedere_serving.triton.options import version_number
 
 MAX_IN_FLIGHT = 64
 TIMEOUT_SECONDS = 10.0
@@ -53,7 +55,9 @@ def requests(samples: Path, seed: int = 0) -> Iterator[Request]:
 class Clients:
     """The two unmodified clients, on one address."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, versions: Sequence[str] = ()) -> None:
+        # Triton knows versions by number.
+        self.names = {str(version_number(name)): name for name in versions}
         self.grpc = triton_grpc.InferenceServerClient(address)
         self.http = triton_http.InferenceServerClient(address, conn_limit=MAX_IN_FLIGHT)
 
@@ -68,7 +72,8 @@ class Clients:
         except Exception as error:  # noqa: BLE001 - whatever the client raises is what a user would have seen
             return _version_of(error), f"{type(error).__name__}: {error}"
         response = result.get_response()
-        version = response["model_version"] if isinstance(response, dict) else response.model_version
+        told: str = response["model_version"] if isinstance(response, dict) else response.model_version
+        version = self.names.get(told, told)
         embedding = result.as_numpy("EMBEDDING")
         if embedding is None or not np.isfinite(embedding).all() or abs(float(np.linalg.norm(embedding)) - 1) > 1e-2:
             return version, "the embedding is not a finite unit vector"
@@ -168,8 +173,9 @@ async def main() -> None:
     parser.add_argument("--address", required=True, help="HOST:PORT of the gateway")
     parser.add_argument("--samples", type=Path, required=True, help="JSON lines with en, zh and png (hexadecimal)")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, one a request")
+    parser.add_argument("--version", action="append", default=[], help="ModelVersion that may answer; once for each")
     arguments = parser.parse_args()
-    clients = Clients(arguments.address)
+    clients = Clients(arguments.address, arguments.version)
     with arguments.output.open("w", buffering=1) as output:
         generator = Generator(clients, requests(arguments.samples), output)
         commands = asyncio.create_task(read_commands(generator))

@@ -12,6 +12,7 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from belvedere_operators.runtime import SystemClock
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.resources.base import API_VERSION
 from belvedere_platform.store import Kind, Manifest, ObjectStore
-from belvedere_platform.store.kinds import MODEL_SERVICE, RAY_JOB, RAY_SERVICE, TRAINING_RUN
+from belvedere_platform.store.kinds import DEPLOYMENT, MODEL_SERVICE, RAY_JOB, RAY_SERVICE, TRAINING_RUN
+from belvedere_platform.store.kinds import SERVICE as SERVICE_KIND
 from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_serving.gateway.watch import Observed, Watcher
 
@@ -190,6 +192,10 @@ class Story:
         await eventually(lambda: self._stable("v2"), "the second version to be promoted")
         await eventually(self._first_is_gone, "the first version to be retired")
         await eventually(self._addresses_follow, "the addresses to follow the replicas")
+        for version in ("v1", "v2"):
+            asked = {**SERVICE, "backend": "triton", "version": version}
+            await self._apply(resource(MODEL_SERVICE, "picture", models, asked))
+            await eventually(partial(self._served_by_triton, version), f"{version} and no other to be Triton's")
 
     async def _apply(self, manifest: Manifest) -> None:
         await self.admin.apply(manifest, field_manager="person")
@@ -216,6 +222,10 @@ class Story:
     async def _first_is_gone(self) -> bool:
         found = await self.admin.list(RAY_SERVICE, self.cluster.models)
         return [one["metadata"]["name"] for one in found.items] == ["emoji-v2"]
+
+    async def _served_by_triton(self, version: str) -> bool:
+        found = [await self.admin.list(kind, self.cluster.models) for kind in (DEPLOYMENT, SERVICE_KIND)]
+        return all([one["metadata"]["name"] for one in each.items] == [f"picture-{version}"] for each in found)
 
     async def _addresses_follow(self) -> bool:
         text = self.cluster.kubectl("get", "endpointslices", "-n", self.cluster.models, "-o", "json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from belvedere_operators.executors.pods import PodName, PodRunner, PodState
+from belvedere_operators.executors.ports import asks_for_ports, pod_ports
+from belvedere_operators.executors.slices import ReplicaAddress, ReplicaSlices
 from belvedere_operators.executors.status import conditions_after, write_status
 from belvedere_operators.executors.workload import Machine, plan_of, workload_controller
 from belvedere_operators.runtime import After, Controller, Key
@@ -20,13 +22,19 @@ RETRY_SECONDS = 5.0
 def deployment_executor(machine: Machine) -> Controller:
     """Return the executor of Deployments."""
     runner = machine.pods()
+    replicas = ReplicaSlices(machine.store)
 
     async def reconcile(key: Key) -> After | None:
         manifest = machine.caches.of(DEPLOYMENT).get(key)
         if manifest is None or manifest["metadata"].get("deletionTimestamp"):
             await _stop(runner, key, keep=0)
             return None
+        if asks_for_ports(manifest["spec"]["template"]):
+            # Before a process is told to go: nobody shall be sent to it any more.
+            await replicas.keep(key, manifest["spec"].get("replicas", 1))
         states, problem = await _run(machine, runner, key, manifest)
+        if asks_for_ports(manifest["spec"]["template"]):
+            await replicas.write(key, manifest, _addresses(machine, runner, key, manifest, states))
         status = deployment_status(manifest, states, problem, machine)
         await write_status(machine.store, manifest, status, manager=MANAGER)
         if problem:
@@ -50,6 +58,16 @@ async def _run(machine: Machine, runner: PodRunner, key: Key, manifest: Manifest
         except (InvalidInput, NotFound, CorruptData) as error:
             return states, str(error)
     return states, ""
+
+
+def _addresses(
+    machine: Machine, runner: PodRunner, key: Key, manifest: Manifest, states: list[PodState]
+) -> list[ReplicaAddress]:
+    template, found = manifest["spec"]["template"], []
+    for ordinal, state in enumerate(states):
+        place = runner.place(PodName(key=key, kind=DEPLOYMENT.kind, ordinal=ordinal), manifest["metadata"]["uid"])
+        found.append(ReplicaAddress(ports=pod_ports(template, place.directory, running=True), ready=state.ready))
+    return found
 
 
 async def _stop(runner: PodRunner, key: Key, *, keep: int) -> None:

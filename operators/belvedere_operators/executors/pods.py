@@ -174,6 +174,10 @@ class PodRunner:
         """Return what is known of the containers of a pod."""
         return {container: self._slot(name, container).observe() for container in containers}
 
+    def runs(self, name: PodName) -> bool:
+        """Whether a process of a pod runs."""
+        return any(isinstance(slot.observe(), Running) for slot in self._slots(name))
+
     async def close(self) -> None:
         """Stop watching. The processes go on."""
         for task in self._watches.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -84,6 +85,10 @@ class PodPlace:
     """Parent of the directories behind persistent volume claims."""
     environment: Mapping[str, str]
     """What every process gets; the container's own env wins, except for BELVEDERE_ROOT."""
+    ports: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Ports of its own, by name, for a pod that asks for them."""
+    fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What wins over the container's own env."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,7 @@ def _plan_container(
         files=files,
         directories=directories,
         projected=projected,
-        probe=_probe(container),
+        probe=_probe(container, place.ports),
     )
 
 
@@ -180,7 +185,7 @@ def _environment(container: Manifest, place: PodPlace, sources: Sources, root: P
         value = _value(variable, place, sources, environment)
         if variable["name"] != ROOT_VARIABLE and value is not None:
             environment[variable["name"]] = value
-    return environment
+    return {**environment, **place.fixed}
 
 
 def _value(variable: Manifest, place: PodPlace, sources: Sources, environment: Mapping[str, str]) -> str | None:
@@ -281,14 +286,14 @@ def _machine_directory(volume: Manifest, place: PodPlace) -> Path:
     )
 
 
-def _probe(container: Manifest) -> Probe | None:
+def _probe(container: Manifest, own: Mapping[str, int]) -> Probe | None:
     probe = container.get("readinessProbe")
     if not probe:
         return None
     action = probe.get("httpGet") or probe.get("tcpSocket")
     if action is None:
         raise InvalidInput(f"readinessProbe of container {container['name']} must have httpGet or tcpSocket")
-    ports = {port.get("name"): port["containerPort"] for port in container.get("ports", ())}
+    ports = {**{port.get("name"): port["containerPort"] for port in container.get("ports", ())}, **own}
     port = action["port"] if isinstance(action["port"], int) else ports.get(action["port"])
     if port is None:
         raise InvalidInput(

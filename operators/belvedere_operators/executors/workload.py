@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from belvedere_operators.executors.pods import PodName, PodRunner
+from belvedere_operators.executors.ports import pod_ports, port_environment
 from belvedere_operators.executors.template import PodPlan, Sources, plan_pod, references
 from belvedere_operators.runtime import Caches, Clock, Controller, Key, Watched, key_of
 from belvedere_operators.runtime.controller import KeysOf, Reconcile
@@ -38,8 +39,11 @@ def plan_of(machine: Machine, runner: PodRunner, name: PodName, manifest: Manife
         config_maps={m["metadata"]["name"]: m for m in machine.caches.of(CONFIG_MAP).list(namespace)},
         secrets={m["metadata"]["name"]: m for m in machine.caches.of(SECRET).list(namespace)},
     )
+    template = manifest["spec"]["template"]
     place = runner.place(name, manifest["metadata"]["uid"])
-    return plan_pod(manifest["spec"]["template"], place=place, sources=sources)
+    ports = pod_ports(template, place.directory, running=runner.runs(name))
+    place = replace(place, ports=ports, fixed=port_environment(ports))
+    return plan_pod(template, place=place, sources=sources)
 
 
 def users_of(machine: Machine, kind: Kind, source: str) -> KeysOf:

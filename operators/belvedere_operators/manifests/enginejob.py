@@ -42,6 +42,7 @@ def engine_job(
         *("--model-digest", model_digest),
         *("--runtime", spec.target.runtime),
         *("--precision", spec.target.precision),
+        *(("--device", spec.target.device) if spec.target.device != "cpu" else ()),
         *("--parity-cosine-minimum", f"{spec.parity.cosine_minimum:g}"),
         *("--parity-top1-minimum", f"{spec.parity.top1_agreement_minimum:g}"),
         *("--tag", tag),

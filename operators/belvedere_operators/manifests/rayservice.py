@@ -51,10 +51,10 @@ def ray_service(
 
     Otherwise each upgrade of the operator, and each change of the installation's pod defaults, would restart every model.
     """
-    intent = _intent(spec, engine_digest)
-    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: intent}
+    asked = intent(spec, engine_digest)
+    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: asked}
     service = owner["metadata"]["name"]
-    if running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == intent:
+    if running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == asked:
         body = _resized(running["spec"], replicas)
     else:
         body = _spec(owner, spec, version, engine_digest, replicas, pods)
@@ -68,7 +68,7 @@ def ray_service(
     }
 
 
-def _intent(spec: ModelServiceSpec, engine_digest: str) -> str:
+def intent(spec: ModelServiceSpec, engine_digest: str) -> str:
     """Return a digest of all that a service asks of the replicas of a version."""
     asked = spec.model_dump(mode="json", by_alias=True, include={"model", "batching", "resources", "pod"})
     text = json.dumps({**asked, "engineDigest": engine_digest}, sort_keys=True)
@@ -158,14 +158,14 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
             pods=pods,
             patch=spec.pod,
             labels={**labels, ROLE_LABEL: role},
-            spec=_spread(labels) if role == "replica" else None,
+            spec=spread(labels) if role == "replica" else None,
         )
 
     return {
         "rayVersion": RAY_VERSION,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
-            "template": pod(head_container("ray", _resources(min(0.5, cpu), "2Gi"), serves=True), "head"),
+            "template": pod(head_container("ray", replica_resources(min(0.5, cpu), "2Gi"), serves=True), "head"),
         },
         "workerGroupSpecs": [
             {
@@ -179,17 +179,18 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
                     # KubeRay puts this into a shell command as it is, so it brings its own quotes.
                     "resources": json.dumps(json.dumps({SLOT: 1})),
                 },
-                "template": pod(worker_container("ray", _resources(cpu, memory)), "replica"),
+                "template": pod(worker_container("ray", replica_resources(cpu, memory)), "replica"),
             }
         ],
     }
 
 
-def _resources(cpu: float, memory: str) -> dict[str, Any]:
+def replica_resources(cpu: float, memory: str) -> dict[str, Any]:
+    """Return what a container asks for and may have."""
     return {"requests": {"cpu": f"{cpu:g}", "memory": memory}, "limits": {"memory": memory}}
 
 
-def _spread(labels: Mapping[str, str]) -> dict[str, Any]:
+def spread(labels: Mapping[str, str]) -> dict[str, Any]:
     """Return what keeps the replicas of one version apart, first over zones, then over nodes, as far as there are any."""
 
     def over(key: str) -> dict[str, Any]:

@@ -13,9 +13,28 @@ from belvedere_platform.resources.pod_patch import PodPatch
 class EngineTarget(Part):
     """What the engine is for."""
 
-    runtime: Literal["onnxruntime"] = "onnxruntime"
-    precision: Literal["fp32", "int8"] = "fp32"
-    device: Literal["cpu"] = "cpu"
+    runtime: Annotated[
+        Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"],
+        Field(description="auto: whichever is fastest on the device that builds it, among those that pass parity"),
+    ] = "onnxruntime"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16", "int8"], Field(description="auto goes with runtime auto")
+    ] = "fp32"
+    device: Literal["cpu", "gpu"] = "cpu"
+    cel: ClassVar = (
+        CelRule(
+            rule="self.precision != 'auto' || self.runtime == 'auto'",
+            message="precision auto needs runtime auto",
+        ),
+        CelRule(
+            rule="self.runtime == 'auto' || (self.runtime == 'tensorrt') == (self.device == 'gpu')",
+            message="runtime tensorrt needs device gpu, and device gpu needs runtime tensorrt or auto",
+        ),
+        CelRule(
+            rule="self.precision != 'fp16' || self.device == 'gpu'",
+            message="precision fp16 needs device gpu",
+        ),
+    )
 
 
 class ParityGate(Part):
@@ -63,6 +82,22 @@ class LatencyReport(Part):
     batch: int = 1
 
 
+class BatchPoint(Part):
+    """A run of so many inputs together."""
+
+    batch: int
+    p50_milliseconds: float
+    per_second: Annotated[float, Field(description="inputs a second")]
+
+
+class CandidateReport(Part):
+    """An engine that `auto` tried."""
+
+    p50_milliseconds: Annotated[dict[str, float], Field(description="for one input, by V2 model name")] = {}
+    passed: Annotated[bool, Field(description="whether parity held")] = False
+    problem: Annotated[str | None, Field(description="why it could not be built")] = None
+
+
 class EngineStatus(Status):
     """What was built and measured."""
 
@@ -70,6 +105,9 @@ class EngineStatus(Status):
     job: str | None = None
     parity: Annotated[dict[str, ParityReport], Field(description="by V2 model name")] = {}
     latency: Annotated[dict[str, LatencyReport], Field(description="by V2 model name")] = {}
+    curve: Annotated[dict[str, tuple[BatchPoint, ...]], Field(description="by V2 model name")] = {}
+    chosen: Annotated[str | None, Field(description="runtime and precision of the engine that was built")] = None
+    candidates: Annotated[dict[str, CandidateReport], Field(description="with runtime auto, all that were tried")] = {}
     toolchain: dict[str, str] = {}
     device: str | None = None
     size_bytes: int | None = None

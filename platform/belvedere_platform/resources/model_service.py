@@ -194,7 +194,9 @@ class ModelServiceSpec(Part):
 
     model: Name
     version: Annotated[Name, Field(description="the ModelVersion to serve; a new value starts a rollout")]
-    backend: Literal["rayServe"] = "rayServe"
+    backend: Annotated[
+        Literal["rayServe", "triton"], Field(description="the model server; both answer the same protocol")
+    ] = "rayServe"
     engine: EnginePolicy = EnginePolicy()
     slo: Slo = Slo()
     scaling: Scaling = Scaling()
@@ -203,6 +205,12 @@ class ModelServiceSpec(Part):
     batching: Batching = Batching()
     resources: ReplicaResources = ReplicaResources()
     pod: PodPatch = PodPatch()
+    cel: ClassVar = (
+        CelRule(
+            rule="self.backend == oldSelf.backend",
+            message="backend cannot be changed while versions are served by it: make a new ModelService",
+        ),
+    )
 
 
 class ServedVersion(Part):

@@ -29,10 +29,10 @@ def service(**spec: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"backend": "triton"}, "spec.backend is 'triton'; it must be rayServe"),
+        ({"backend": "kserve"}, "spec.backend is 'kserve'; it must be rayServe or triton"),
         (
             {"engine": {"target": {"precision": "fp8"}}},
-            "spec.engine.target.precision is 'fp8'; it must be fp32 or int8",
+            "spec.engine.target.precision is 'fp8'; it must be auto, fp32, bf16, fp16 or int8",
         ),
         ({"slo": {"availability": 1}}, "spec.slo.availability is 1; it must be greater than 0 and less than 1"),
         ({"rolout": {}}, "spec.rolout is not a field; did you mean rollout?"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -13,7 +13,15 @@ from belvedere_operators.manifests.enginejob import engine_job, engine_job_name
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.runtime import Failure, first_failure, set_condition
 from belvedere_platform.resources.base import Condition
-from belvedere_platform.resources.engine import Engine, EngineStatus, LatencyReport, ParityGate, ParityReport
+from belvedere_platform.resources.engine import (
+    BatchPoint,
+    CandidateReport,
+    Engine,
+    EngineStatus,
+    LatencyReport,
+    ParityGate,
+    ParityReport,
+)
 from belvedere_platform.store import Manifest
 
 LOOK_AGAIN_SECONDS = 10.0
@@ -33,6 +41,9 @@ class Built:
     device: str
     gate: ParityGate | None = None
     """The gate that the build was asked to meet."""
+    curve: Mapping[str, tuple[BatchPoint, ...]] = field(default_factory=dict)
+    chosen: str | None = None
+    candidates: Mapping[str, CandidateReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,14 @@ def parse_built(digest: str, size_bytes: int, config: Mapping[str, Any]) -> Buil
             toolchain={name: str(value) for name, value in config["toolchain"].items()},
             device=str(config["device"]),
             gate=ParityGate.model_validate(config["parityGate"]) if "parityGate" in config else None,
+            curve={
+                name: tuple(BatchPoint.model_validate(point) for point in points)
+                for name, points in config.get("curve", {}).items()
+            },
+            chosen=config.get("chosen"),
+            candidates={
+                name: CandidateReport.model_validate(one) for name, one in config.get("candidates", {}).items()
+            },
         )
     except KeyError as error:
         raise ValueError(f"the config of engine artifact {digest} has no {error.args[0]}") from error
@@ -236,6 +255,9 @@ def _status(state: State, readiness: _Readiness) -> EngineStatus:
         job=engine_job_name(state.engine.metadata["name"], state.engine.spec.parity) if has_job else None,
         parity=dict(built.parity) if built is not None else {},
         latency=dict(built.latency) if built is not None else {},
+        curve=dict(built.curve) if built is not None else {},
+        chosen=built.chosen if built is not None else None,
+        candidates=dict(built.candidates) if built is not None else {},
         toolchain=dict(built.toolchain) if built is not None else {},
         device=built.device if built is not None else None,
         size_bytes=built.size_bytes if built is not None else None,

@@ -15,7 +15,7 @@ from belvedere_operators.runtime import EventRecorder
 from belvedere_platform.errors import NotFound, NotInstalled
 from belvedere_platform.resources.model_service import ModelServiceStatus
 from belvedere_platform.store import Manifest, ObjectStore
-from belvedere_platform.store.kinds import RAY_SERVICE
+from belvedere_platform.store.kinds import DEPLOYMENT, RAY_SERVICE, SERVICE
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ async def apply_children(store: ObjectStore, wanted: Children) -> None:
     """Write the children; the route goes first, so that a bad candidate loses its traffic before anything else happens."""
     if wanted.route is not None:
         await store.apply(wanted.route, field_manager=FIELD_MANAGER)
-    for manifest in (*wanted.engines, *wanted.ray_services):
+    for manifest in (*wanted.engines, *wanted.servers):
         await store.apply(manifest, field_manager=FIELD_MANAGER)
     if wanted.budget is not None:
         await store.apply(wanted.budget, field_manager=FIELD_MANAGER)
@@ -69,7 +69,9 @@ async def _delete(store: ObjectStore, manifest: Manifest) -> None:
     metadata = manifest["metadata"]
     if "deletionTimestamp" in metadata:
         return
-    try:
-        await store.delete(RAY_SERVICE, metadata["name"], metadata["namespace"])
-    except NotFound:
-        log.debug("%s is gone already", metadata["name"])
+    kinds = (DEPLOYMENT, SERVICE) if manifest["kind"] == DEPLOYMENT.kind else (RAY_SERVICE,)
+    for kind in kinds:
+        try:
+            await store.delete(kind, metadata["name"], metadata["namespace"])
+        except NotFound:
+            log.debug("%s %s is gone already", kind.kind, metadata["name"])

@@ -16,24 +16,25 @@ from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayservice import ray_service
+from belvedere_operators.manifests.triton import triton_deployment, triton_service
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Children:
-    """What to write, in this order, and which versions' RayServices to delete after it."""
+    """What to write, in this order, and which versions' servers to delete after it."""
 
     route: Manifest | None
     engines: tuple[Manifest, ...]
-    ray_services: tuple[Manifest, ...]
+    servers: tuple[Manifest, ...]
     rule: Manifest | None
     budget: Manifest | None
     surplus: tuple[Manifest, ...]
 
 
 def children(state: State, journal: Journal, settings: Settings) -> Children:
-    """Return what shall exist. RayServices that are not wanted any more come last, when the route no longer names them."""
+    """Return what shall exist. Servers that are not wanted any more come last, when the route no longer names them."""
     desired = desired_replicas(state, journal)
     waiting = _waits_for_capacity(state, journal)
     return Children(
@@ -43,23 +44,31 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
             for version in desired
             if version not in journal.engines and version not in state.engines and version in state.version_manifests
         ),
-        ray_services=tuple(
-            ray_service(
-                state.manifest,
-                state.spec,
-                version=version,
-                engine_digest=journal.engines[version],
-                replicas=replicas,
-                pods=settings.pods,
-                running=state.ray_services.get(version),
-            )
+        servers=tuple(
+            manifest
             for version, replicas in sorted(desired.items())
             if version in journal.engines and version != waiting
+            for manifest in _servers(state, journal, version, replicas, settings)
         ),
         rule=_rule(state, journal),
         budget=disruption_budget(state.manifest, state.spec) if journal.stable is not None else None,
-        surplus=tuple(found for version, found in sorted(state.ray_services.items()) if version not in desired),
+        surplus=tuple(found for version, found in sorted(state.servers.items()) if version not in desired),
     )
+
+
+def _servers(state: State, journal: Journal, version: str, replicas: int, settings: Settings) -> tuple[Manifest, ...]:
+    """Return what serves a version, by the backend."""
+    build = triton_deployment if state.spec.backend == "triton" else ray_service
+    server = build(
+        state.manifest,
+        state.spec,
+        version=version,
+        engine_digest=journal.engines[version],
+        replicas=replicas,
+        pods=settings.pods,
+        running=state.servers.get(version),
+    )
+    return (server, triton_service(state.manifest, version)) if state.spec.backend == "triton" else (server,)
 
 
 def weights(journal: Journal) -> dict[str, int]:
@@ -104,7 +113,7 @@ def _watched(state: State, journal: Journal) -> str | None:
 def _waits_for_capacity(state: State, journal: Journal) -> str | None:
     """Return the candidate when its replicas would not fit and none runs yet: half a rollout helps nobody."""
     active = journal.active
-    if active is None or active.candidate in state.ray_services:
+    if active is None or active.candidate in state.servers:
         return None
     return active.candidate if capacity_obstacle(state, journal, active) is not None else None
 

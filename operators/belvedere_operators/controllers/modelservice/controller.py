@@ -20,6 +20,7 @@ from belvedere_platform.resources.model_service import ModelServiceStatus
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import (
     CONFIG_MAP,
+    DEPLOYMENT,
     ENDPOINT_SLICE,
     ENGINE,
     MODEL_SERVICE,
@@ -108,6 +109,7 @@ def model_service_controller(context: Context) -> Controller:
             Watched(kind=ENGINE, keys=naming_version),
             Watched(kind=MODEL_VERSION, keys=naming_version),
             Watched(kind=RAY_SERVICE, keys=by_service, labels=MANAGED_BY),
+            Watched(kind=DEPLOYMENT, keys=by_service, labels=MANAGED_BY),
             Watched(kind=ENDPOINT_SLICE, keys=by_service, labels=MANAGED_BY),
             Watched(kind=CONFIG_MAP, keys=alerted_service, labels=MANAGED_BY),
             Watched(kind=PROMETHEUS_RULE, keys=by_service, labels=MANAGED_BY, optional=True),

@@ -22,9 +22,19 @@ from belvedere_platform.errors import NotFound, Unavailable
 from belvedere_platform.resources import Engine, ModelService, ModelVersion
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.store import Kind, Manifest, ObjectStore
-from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE, ENGINE, MODEL_SERVICE, MODEL_VERSION, RAY_SERVICE
+from belvedere_platform.store.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    ENGINE,
+    MODEL_SERVICE,
+    MODEL_VERSION,
+    RAY_SERVICE,
+)
 
 REQUEST_ANNOTATION = "belvedere.dev/rollout-request"
+SERVER_KINDS = {"rayServe": RAY_SERVICE, "triton": DEPLOYMENT}
+"""By backend, what serves a version."""
 EARLY = 0.05
 """A look may come this share of the interval early: timers are not exact."""
 
@@ -47,7 +57,8 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
     names = versions_of(service.spec, journal, manifest)
     versions = await _objects(store, MODEL_VERSION, {name: name for name in names}, key.namespace)
     engines = await _objects(store, ENGINE, {name: engine_name(name, service.spec) for name in names}, key.namespace)
-    ray_services, others = await _ray_services(store, key, count_others=context.settings.cluster_cpus is not None)
+    kind = SERVER_KINDS[service.spec.backend]
+    servers, others = await _servers(store, key, kind, count_others=context.settings.cluster_cpus is not None)
     interval = look_seconds(service.spec.rollout.interval_seconds, journal, num_services)
     metrics, problem = await _metrics(prometheus, service.spec, journal, key, now, interval)
     return State(
@@ -59,7 +70,7 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
         versions={name: ModelVersion.model_validate(found) for name, found in versions.items()},
         version_manifests=versions,
         engines={name: Engine.model_validate(found) for name, found in engines.items()},
-        ray_services=ray_services,
+        servers=servers,
         num_services=num_services,
         routable=await _routable(store, key),
         cluster_cpus=context.settings.cluster_cpus,
@@ -114,19 +125,21 @@ async def _objects(store: ObjectStore, kind: Kind, names: Mapping[str, str], nam
     return {version: one for version, one in zip(names, found, strict=True) if one is not None}
 
 
-async def _ray_services(store: ObjectStore, key: Key, *, count_others: bool) -> tuple[dict[str, Manifest], float]:
-    """Return this service's RayServices by version, and the CPUs that the others ask for, if that is to be known."""
-    listing = await store.list(RAY_SERVICE, key.namespace, labels={SERVICE_LABEL: key.name})
+async def _servers(
+    store: ObjectStore, key: Key, kind: Kind, *, count_others: bool
+) -> tuple[dict[str, Manifest], float]:
+    """Return what serves this service's versions, and the CPUs that the others ask for, if that is to be known."""
+    listing = await store.list(kind, key.namespace, labels={SERVICE_LABEL: key.name})
     own = {item["metadata"]["labels"][VERSION_LABEL]: item for item in listing.items}
     if not count_others:
         return own, 0.0
     mine = {item["metadata"]["uid"] for item in listing.items}
-    every = (await store.list(RAY_SERVICE, labels=MANAGED_BY)).items
+    every = [one for kind in SERVER_KINDS.values() for one in (await store.list(kind, labels=MANAGED_BY)).items]
     return own, sum(_cpus(item) for item in every if item["metadata"]["uid"] not in mine)
 
 
-def _cpus(ray_service: Manifest) -> float:
-    return float(ray_service["metadata"].get("annotations", {}).get(CPUS_ANNOTATION, 0))
+def _cpus(server: Manifest) -> float:
+    return float(server["metadata"].get("annotations", {}).get(CPUS_ANNOTATION, 0))
 
 
 async def _routable(store: ObjectStore, key: Key) -> dict[str, int]:

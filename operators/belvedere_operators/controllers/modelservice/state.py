@@ -37,8 +37,8 @@ class State:
     version_manifests: Mapping[str, Manifest] = field(default_factory=dict)
     engines: Mapping[str, Engine] = field(default_factory=dict)
     """Engines that exist, by version."""
-    ray_services: Mapping[str, Manifest] = field(default_factory=dict)
-    """RayServices of this service that exist, by version."""
+    servers: Mapping[str, Manifest] = field(default_factory=dict)
+    """What serves this service's versions and exists, by version: RayServices, or with backend triton Deployments."""
     routable: Mapping[str, int] = field(default_factory=dict)
     """Ready replicas by version, from EndpointSlices."""
     num_services: int = 1

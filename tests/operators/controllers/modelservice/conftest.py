@@ -23,6 +23,7 @@ from belvedere_platform.store import Kind, Manifest, ObjectStore
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import (
     CONFIG_MAP,
+    DEPLOYMENT,
     ENDPOINT_SLICE,
     ENGINE,
     MODEL_SERVICE,
@@ -231,18 +232,22 @@ class World:
         await self.reconcile()
 
     async def settle_replicas(self) -> None:
-        """Do what Ray and the endpoints controller do: each replica asked for becomes an address, others vanish."""
+        """Do what Ray or a cluster does: each replica asked for becomes an address, others vanish."""
         wanted: dict[str, tuple[str, Manifest]] = {}
-        for service in (await self.store.list(RAY_SERVICE, NAMESPACE)).items:
-            config = json.loads(service["spec"]["serveConfigV2"])
+        for service in await self.servers():
             version = service["metadata"]["labels"]["belvedere.dev/version"]
-            for index in range(config["applications"][0]["deployments"][0]["num_replicas"]):
+            for index in range(_replicas(service)):
                 wanted[f"{SERVICE}-{version}-{index}"] = (version, service)
         for name, (version, service) in wanted.items():
             await self.apply(_slice(name, version, service, ready=version not in self.unroutable))
         for existing in (await self.store.list(ENDPOINT_SLICE, NAMESPACE)).items:
             if existing["metadata"]["name"] not in wanted:
                 await self.store.delete(ENDPOINT_SLICE, existing["metadata"]["name"], NAMESPACE)
+
+    async def servers(self) -> list[Manifest]:
+        """Return what serves versions, of either backend."""
+        listings = [await self.store.list(kind, NAMESPACE) for kind in (RAY_SERVICE, DEPLOYMENT)]
+        return [one for listing in listings for one in listing.items]
 
     async def status(self) -> dict[str, Any]:
         manifest = await self.get(MODEL_SERVICE, SERVICE)
@@ -264,8 +269,7 @@ class World:
         return json.loads(manifest["data"]["evidence.json"]) if manifest else {}
 
     async def running(self) -> set[str]:
-        listing = await self.store.list(RAY_SERVICE, NAMESPACE)
-        return {one["metadata"]["labels"]["belvedere.dev/version"] for one in listing.items}
+        return {one["metadata"]["labels"]["belvedere.dev/version"] for one in await self.servers()}
 
     async def replicas_of(self, version: str) -> int:
         manifest = await self.get(RAY_SERVICE, f"{SERVICE}-{version}")
@@ -294,6 +298,12 @@ class World:
         assert not ignored
         for place, told in heard.items():
             await webhook._write(place, told)
+
+
+def _replicas(service: Manifest) -> int:
+    if service["kind"] == DEPLOYMENT.kind:
+        return int(service["spec"]["replicas"])
+    return int(json.loads(service["spec"]["serveConfigV2"])["applications"][0]["deployments"][0]["num_replicas"])
 
 
 def _slice(name: str, version: str, service: Manifest, *, ready: bool) -> Manifest:

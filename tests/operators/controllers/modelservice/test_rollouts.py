@@ -7,7 +7,7 @@ import json
 import pytest
 
 from belvedere_operators.runtime import Terminal
-from belvedere_platform.store.kinds import CONFIG_MAP, EVENT, PROMETHEUS_RULE, RAY_SERVICE
+from belvedere_platform.store.kinds import CONFIG_MAP, DEPLOYMENT, EVENT, PROMETHEUS_RULE, RAY_SERVICE, SERVICE
 
 
 async def test_the_first_version_is_served_without_a_rollout(serving):
@@ -292,6 +292,38 @@ async def test_a_rollout_that_does_not_fit_waits_and_says_what_is_missing(servin
     assert (capacity["status"], capacity["reason"]) == ("False", "WaitingForCapacity")
     assert "1 x v2" in capacity["message"]
     assert await serving.get(RAY_SERVICE, "search-v2") is None
+
+
+async def test_with_triton_a_version_is_a_deployment_and_a_service_and_rolls_out_alike(world):
+    await world.add_version("v1")
+    await world.add_version("v2")
+    await world.ask("v1", backend="triton")
+    await world.run(6)
+    assert await world.weights() == {"v1": 100}
+    assert await world.get(SERVICE, "search-v1") is not None
+    assert await world.get(RAY_SERVICE, "search-v1") is None
+    await world.ask("v2", backend="triton")
+    await world.run(400, until="Promoted")
+    assert await world.weights() == {"v2": 100}
+    assert await world.running() == {"v1", "v2"}
+    await world.run(120)
+    assert await world.running() == {"v2"}
+    assert await world.get(SERVICE, "search-v1") is None
+
+
+async def test_triton_replicas_count_against_the_clusters_cpus(world):
+    from dataclasses import replace
+
+    world.settings = replace(world.settings, cluster_cpus=1.0)
+    world.use(world.store)
+    await world.add_version("v1")
+    await world.add_version("v2")
+    await world.ask("v1", backend="triton")
+    await world.run(6)
+    await world.ask("v2", backend="triton")
+    await world.run(5)
+    assert (await world.condition("CapacityAvailable"))["reason"] == "WaitingForCapacity"
+    assert await world.get(DEPLOYMENT, "search-v2") is None
 
 
 async def test_a_candidate_that_loses_its_replicas_loses_its_traffic(serving):

@@ -1,0 +1,137 @@
+"""The Deployment of Triton that serves one version of a ModelService, and the Service that names its replicas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
+from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
+from belvedere_operators.manifests.rayservice import (
+    CPUS_ANNOTATION,
+    INTENT_ANNOTATION,
+    intent,
+    replica_resources,
+    spread,
+)
+from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_platform.store import Manifest
+from belvedere_platform.store.kinds import DEPLOYMENT, SERVICE
+
+PORTS: Mapping[str, int] = {"http": 8000, "grpc": 8001, "metrics": 8002}
+OWN_PORTS_ANNOTATION = "belvedere.dev/own-ports"
+"""On a pod template: where pods share a machine's addresses, each gets ports of its own, in BELVEDERE_PORT_NAME."""
+ADDRESS_VARIABLE = "BELVEDERE_ADDRESS"
+DRAIN_SECONDS = 3
+"""How long a replica that was told to go still answers: until no gateway sends requests there any more."""
+LONGEST_REQUEST_SECONDS = 30
+
+
+def port_variable(port: str) -> str:
+    """Return the name of the variable that holds a port of a pod."""
+    return f"BELVEDERE_PORT_{port.upper()}"
+
+
+def server_name(service: str, version: str) -> str:
+    """Return the name of the Deployment and the Service of a version of a service."""
+    return f"{service}-{version}"
+
+
+def triton_deployment(
+    owner: Manifest,
+    spec: ModelServiceSpec,
+    *,
+    version: str,
+    engine_digest: str,
+    replicas: int,
+    pods: PodSettings,
+    running: Manifest | None = None,
+) -> Manifest:
+    """Return the Deployment for a version with so many replicas. One that runs what is asked for keeps its pods as they are."""
+    asked = intent(spec, engine_digest)
+    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: asked}
+    service = owner["metadata"]["name"]
+    if running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == asked:
+        body = {**running["spec"], "replicas": replicas}
+    else:
+        body = _spec(spec, service, version, engine_digest, replicas, pods)
+    return {
+        "apiVersion": DEPLOYMENT.api_version,
+        "kind": DEPLOYMENT.kind,
+        "metadata": child_metadata(owner, server_name(service, version), service_labels(service, version), annotations),
+        "spec": body,
+    }
+
+
+def _spec(
+    spec: ModelServiceSpec, service: str, version: str, engine_digest: str, replicas: int, pods: PodSettings
+) -> Manifest:
+    labels = service_labels(service, version)
+    role = {ROLE_LABEL: "replica"}
+    template = pod_template(
+        _container(spec, version, engine_digest, pods),
+        duty="serving",
+        pods=pods,
+        patch=spec.pod,
+        labels={**labels, **role},
+        spec={
+            **spread(labels),
+            "terminationGracePeriodSeconds": DRAIN_SECONDS + LONGEST_REQUEST_SECONDS + 15,
+        },
+    )
+    annotations = {**template["metadata"].get("annotations", {}), OWN_PORTS_ANNOTATION: "true"}
+    template["metadata"]["annotations"] = annotations
+    return {
+        "replicas": replicas,
+        "selector": {"matchLabels": {**labels, **role}},
+        # A new template starts beside the old one, which goes when the new is ready.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": template,
+    }
+
+
+def triton_service(owner: Manifest, version: str) -> Manifest:
+    """Return the Service over a version's replicas. A cluster writes its EndpointSlices, with these labels on them."""
+    service = owner["metadata"]["name"]
+    labels = service_labels(service, version)
+    return {
+        "apiVersion": SERVICE.api_version,
+        "kind": SERVICE.kind,
+        "metadata": child_metadata(owner, server_name(service, version), labels),
+        "spec": {
+            "clusterIP": "None",
+            "selector": {**labels, ROLE_LABEL: "replica"},
+            "ports": [{"name": name, "port": PORTS[name], "targetPort": name} for name in ("http", "grpc")],
+        },
+    }
+
+
+def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: PodSettings) -> dict[str, Any]:
+    batching, cpu = spec.batching, spec.resources.cpu
+    arguments = [
+        *("triton", "serve", engine_digest),
+        *("--model-version", version),
+        *("--host", f"$({ADDRESS_VARIABLE})"),
+        *(word for name in PORTS for word in (f"--{name}-port", f"$({port_variable(name)})")),
+        *("--max-batch-size", f"{batching.max_batch_size}"),
+        *("--batch-wait-milliseconds", f"{batching.wait_milliseconds:g}"),
+        *("--max-queued-requests", f"{batching.max_queued_requests}"),
+        *("--threads", f"{max(1, math.floor(cpu))}"),
+        *("--drain-seconds", f"{DRAIN_SECONDS}"),
+    ]
+    told = {ADDRESS_VARIABLE: "0.0.0.0", **{port_variable(name): f"{number}" for name, number in PORTS.items()}}
+    return {
+        "name": "triton",
+        "command": ["belvedere"],
+        "args": arguments,
+        "env": env_list({**pods.environment, **told}),
+        "ports": [{"name": name, "containerPort": number} for name, number in PORTS.items()],
+        "resources": replica_resources(cpu, spec.resources.memory),
+        "readinessProbe": {
+            "httpGet": {"path": "/v2/health/ready", "port": "http"},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+            "failureThreshold": 3,
+        },
+    }
