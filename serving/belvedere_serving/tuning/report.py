@@ -1,0 +1,54 @@
+"""What a tuning leaves behind: the lines for a ModelService, and a picture of throughput against latency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from belvedere_platform.errors import Unavailable
+from belvedere_serving.engines.runtime import Variant
+from belvedere_serving.tuning.search import Trial, front
+from belvedere_serving.tuning.tune import Tuning
+
+
+def service_fragment(chosen: Trial, variant: Variant, backend: str) -> str:
+    """Return the part of a ModelService's spec that says what was found."""
+    settings = chosen.settings
+    cores = settings.threads * (settings.instances if backend == "triton" else 1)
+    spec = {
+        "backend": backend,
+        "engine": {"target": {"runtime": variant.runtime, "precision": variant.precision}},
+        "batching": {
+            "maxBatchSize": settings.max_batch_size,
+            "waitMilliseconds": settings.batch_wait_milliseconds,
+        },
+        "scaling": {"targetInFlight": max(1, chosen.clients)},
+        "resources": {"cpu": math.ceil(cores)},
+    }
+    text: str = yaml.safe_dump({"spec": spec}, sort_keys=False)
+    return text
+
+
+def plot(tuning: Tuning, names: Mapping[str, str], path: Path) -> None:
+    """Draw every trial, and the line of those that no other beats. `names`: what to call each engine."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise Unavailable("--plot needs matplotlib: pip install 'belvedere[report]'") from error
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for engine, name in names.items():
+        mine = [trial for trial in tuning.trials if trial.settings.engine == engine]
+        axes.scatter([one.latency_milliseconds for one in mine], [one.per_second for one in mine], s=14, label=name)
+    best = front(tuning.trials)
+    axes.plot([one.latency_milliseconds for one in best], [one.per_second for one in best], color="black", linewidth=1)
+    objective = tuning.objective
+    axes.axvline(objective.milliseconds, color="grey", linestyle="--", linewidth=1)
+    axes.set_xlabel(f"p{objective.percentile:g} latency, ms")
+    axes.set_ylabel("answers a second")
+    axes.set_xscale("log")
+    axes.legend(frameon=False)
+    figure.savefig(path)
