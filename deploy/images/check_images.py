@@ -107,7 +107,8 @@ def everything_wrong(root: Path = ROOT) -> Iterator[str]:
     """Give everything that is wrong."""
     lock = pins((root / "requirements" / "lock.txt").read_text())
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    declared = frozenset(re.split(r"[\[=<>~! ]", one)[0].lower() for one in project["dependencies"])
+    extras = [one for name, extra in project["optional-dependencies"].items() if name != "dev" for one in extra]
+    declared = frozenset(re.split(r"[\[=<>~! ]", one)[0].lower() for one in (*project["dependencies"], *extras))
     images = root / "deploy" / "images"
     given = re.search(r"--python-version (\S+)", (images / "lock.sh").read_text())
     assert given is not None

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript", "torch")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript", "openvino", "torch")
 
 
 def toolchain(lock: str) -> dict[str, str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_serving.engines import measure
-from belvedere_serving.engines.build import TOWERS, one_torch_thread
+from belvedere_serving.engines.build import one_torch_thread
+from belvedere_serving.engines.compiling import TOWERS
 from belvedere_serving.engines.device import this_device
-from belvedere_serving.engines.runtime import OnnxRuntime
+from belvedere_serving.engines.loading import load_runtime
 from belvedere_serving.engines.source import TorchRuntime, check_source, read_held_out
 
 
@@ -21,7 +22,7 @@ def bench(store: ArtifactStore, reference: str, *, rounds: int = 7, repeats: int
         engine = store.pull(digest, Path(scratch, "engine"))
         model = store.pull(config["modelDigest"], Path(scratch, "model"))
         check_source(model, config["modelDigest"])
-        runtime = OnnxRuntime({tower: engine / f"{tower}.onnx" for tower in TOWERS})
+        runtime = load_runtime(engine, TOWERS, threads=1)
         torch, held_out = TorchRuntime(model), read_held_out(model)
         reports = {
             tower: measure.latency(runtime, torch, tower, held_out[tower].array, rounds=rounds, repeats=repeats)

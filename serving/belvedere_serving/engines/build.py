@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 
 from belvedere_platform.artifacts import ArtifactKind, ArtifactNotFound, ArtifactStore, Descriptor
-from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT
-from belvedere_platform.resources.engine import EngineTarget, LatencyReport, ParityGate, ParityReport
-from belvedere_serving.engines import measure, quantize
-from belvedere_serving.engines.device import Device, engine_tag, this_device, toolchain
-from belvedere_serving.engines.export import export
-from belvedere_serving.engines.measure import Source
-from belvedere_serving.engines.runtime import TOWER_INPUT, OnnxRuntime
-from belvedere_serving.engines.source import HeldOut, TorchRuntime, answerable, check_source, read_held_out
-
-TOWERS = (EMBED_TEXT, EMBED_IMAGE)
-Say = Callable[[str], None]
+from belvedere_platform.errors import BelvedereError, InvalidInput
+from belvedere_platform.resources.engine import CandidateReport, EngineTarget, ParityGate, ParityReport
+from belvedere_serving.engines import measure
+from belvedere_serving.engines.compiling import (
+    TOWERS,
+    Bench,
+    Compiled,
+    Say,
+    compile_variant,
+    curve,
+    engine_files,
+    prepare,
+)
+from belvedere_serving.engines.device import engine_tag, this_device, toolchain
+from belvedere_serving.engines.runtime import Variant
+from belvedere_serving.engines.targets import variants_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,33 +53,12 @@ class EngineResult:
             "passed": self.passed,
             "sizeBytes": self.size_bytes,
             **figures,
+            "chosen": self.config["chosen"],
+            "candidates": self.config["candidates"],
+            "curve": self.config["curve"],
             "methods": self.config["methods"],
             "retrieval": self.config["retrieval"],
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """One tower built one way."""
-
-    method: str
-    file: Path
-    runtime: OnnxRuntime
-    parity: ParityReport
-    embeddings: measure.Embeddings
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bench:
-    """What candidates of all towers are measured against."""
-
-    torch: TorchRuntime
-    inputs: Mapping[str, HeldOut]
-    source: Source
-    device: Device
-    gate: ParityGate
-    folder: Path
-    say: Say
 
 
 def build(
@@ -89,22 +73,70 @@ def build(
     """Return the engine of a model for a target: the one that is there, or a new one. It is pushed even if parity fails."""
     described = store.resolve(model)
     device, tools = this_device(), toolchain()
+    variants = variants_of(target, device)
     own_tag = engine_tag(described.digest, target.runtime, target.precision, tools, device)
     if (found := _find(store, own_tag, gate)) is not None:
         say(f"engine {own_tag} is there already: {found.digest}")
         return _tagged(store, found, tag)
     with tempfile.TemporaryDirectory(prefix="belvedere-engine-") as scratch, one_torch_thread():
-        bench = _prepare(store, described, Path(scratch), gate, device, say)
-        chosen, config = _compile(bench, target.precision)
-        config |= {
+        bench = prepare(store, described, Path(scratch), gate, device, say)
+        engine, candidates = _fastest(bench, variants)
+        config = {
+            **engine.figures,
+            "curve": curve(bench, engine),
+            "chosen": str(engine.variant),
+            "candidates": candidates,
             "modelDigest": described.digest,
             "target": target.model_dump(by_alias=True),
             "toolchain": tools,
             "device": str(device),
             "parityGate": gate.model_dump(by_alias=True),
         }
-        descriptor = store.push(ArtifactKind.ENGINE, _files(bench.folder, chosen), config=config, tag=own_tag)
+        descriptor = store.push(ArtifactKind.ENGINE, engine_files(bench, engine), config=config, tag=own_tag)
     return _tagged(store, _result(store, descriptor, own_tag, gate, reused=False), tag)
+
+
+def _fastest(bench: Bench, variants: tuple[Variant, ...]) -> tuple[Compiled, dict[str, Any]]:
+    """Return the fastest engine that passes, or the nearest to its source when none does, and what all of them showed."""
+    if len(variants) == 1:
+        return compile_variant(bench, variants[0]), {}
+    compiled: dict[Variant, Compiled] = {}
+    shown: dict[str, CandidateReport] = {}
+    for variant in variants:
+        try:
+            compiled[variant] = compile_variant(bench, variant)
+        except BelvedereError as error:
+            # One runtime that cannot read a model must not keep the others from serving it.
+            bench.say(f"{variant}: {error}")
+            shown[str(variant)] = CandidateReport(problem=str(error)[:500])
+    if not compiled:
+        raise InvalidInput(f"none of {', '.join(map(str, variants))} could be built: see the messages above")
+    medians = {tower: _medians(bench, tower, compiled) for tower in TOWERS}
+    for variant, engine in compiled.items():
+        shown[str(variant)] = CandidateReport(
+            p50_milliseconds={tower: round(medians[tower][variant], 4) for tower in TOWERS},
+            passed=engine.passed_by(bench.gate),
+        )
+    near = [variant for variant, engine in compiled.items() if engine.passed_by(bench.gate)]
+    best = (
+        min(near, key=lambda variant: sum(medians[tower][variant] for tower in TOWERS))
+        if near
+        else max(compiled, key=lambda variant: min(one.parity.cosine_min for one in compiled[variant].towers.values()))
+    )
+    bench.say(f"chosen: {best}")
+    return compiled[best], {name: report.model_dump(by_alias=True) for name, report in shown.items()}
+
+
+def _medians(bench: Bench, tower: str, compiled: Mapping[Variant, Compiled]) -> dict[Variant, float]:
+    """Return the time for one input of each engine, in alternating rounds."""
+    names = {str(variant): variant for variant in compiled}
+    runs = {
+        name: measure.one_by_one(compiled[variant].towers[tower].runtime, tower, bench.inputs[tower].array)
+        for name, variant in names.items()
+    }
+    repeats = measure.affordable_repeats(runs, rounds=5, repeats=10)
+    taken = measure.milliseconds(runs, rounds=5, repeats=repeats)
+    return {names[name]: float(np.median(values)) for name, values in taken.items()}
 
 
 def _find(store: ArtifactStore, own_tag: str, gate: ParityGate) -> EngineResult | None:
@@ -136,101 +168,6 @@ def _tagged(store: ArtifactStore, result: EngineResult, tag: str | None) -> Engi
     if tag is not None and tag != result.tag:
         store.tag(result.digest, tag)
     return result
-
-
-def _prepare(
-    store: ArtifactStore, model: Descriptor, scratch: Path, gate: ParityGate, device: Device, say: Say
-) -> _Bench:
-    folder = store.pull(model.digest, scratch / "model")
-    check_source(folder, model.digest)
-    say(f"model {model.digest[:19]} read; device {device}")
-    torch, held_out = TorchRuntime(folder), read_held_out(folder)
-    inputs, answers = {}, {}
-    for tower, given in held_out.items():
-        inputs[tower], answers[tower] = answerable(torch, tower, given)
-        if left_out := len(given.ids) - len(inputs[tower].ids):
-            say(f"{tower}: the source model itself fails on {left_out} of {len(given.ids)} held-out inputs")
-    source = Source(texts_NE=answers[EMBED_TEXT], images_NE=answers[EMBED_IMAGE])
-    return _Bench(torch=torch, inputs=inputs, source=source, device=device, gate=gate, folder=folder, say=say)
-
-
-def _compile(bench: _Bench, precision: str) -> tuple[dict[str, _Candidate], dict[str, Any]]:
-    """Return the best candidate of each tower, and the figures for the engine's config."""
-    chosen: dict[str, _Candidate] = {}
-    methods: dict[str, Any] = {}
-    latencies: dict[str, LatencyReport] = {}
-    for tower in TOWERS:
-        candidates = _candidates(bench, tower, precision)
-        chosen[tower], methods[tower] = _choose(bench, tower, candidates)
-        latencies[tower] = measure.latency(chosen[tower].runtime, bench.torch, tower, bench.inputs[tower].array)
-        bench.say(_sentence(tower, chosen[tower], latencies[tower]))
-    texts, images = chosen[EMBED_TEXT].embeddings, chosen[EMBED_IMAGE].embeddings
-    return chosen, {
-        "parity": {tower: candidate.parity.model_dump(by_alias=True) for tower, candidate in chosen.items()},
-        "latency": {tower: report.model_dump(by_alias=True) for tower, report in latencies.items()},
-        "methods": methods,
-        "retrieval": {"top1Agreement": measure.top1_agreement(bench.source, texts, images), "texts": len(texts)},
-    }
-
-
-def _candidates(bench: _Bench, tower: str, precision: str) -> list[_Candidate]:
-    exported = bench.folder / f"{tower}-fp32.onnx"
-    export(bench.torch.programs[tower], tower, exported)
-    if precision == "fp32":
-        return [_candidate(bench, tower, "fp32", exported)]
-    prepared = bench.folder / f"{tower}-prepared.onnx"
-    quantize.prepare(exported, prepared)
-    made = []
-    for method in quantize.METHODS[tower]:
-        file = bench.folder / f"{tower}-{method}.onnx"
-        inputs = {TOWER_INPUT[tower]: bench.inputs[tower].array}
-        quantize.quantize(method, tower, prepared, file, inputs, bench.device)
-        made.append(_candidate(bench, tower, method, file))
-    return made
-
-
-def _candidate(bench: _Bench, tower: str, method: str, file: Path) -> _Candidate:
-    runtime = OnnxRuntime({tower: file})
-    embeddings = measure.embed(runtime, tower, bench.inputs[tower].array)
-    report = measure.parity(tower, bench.source, embeddings)
-    return _Candidate(method=method, file=file, runtime=runtime, parity=report, embeddings=embeddings)
-
-
-def _choose(bench: _Bench, tower: str, candidates: list[_Candidate]) -> tuple[_Candidate, dict[str, Any]]:
-    """Return the fastest candidate that is near enough, or the nearest when none is, and what all of them showed."""
-    array = bench.inputs[tower].array
-    runs = {item.method: measure.one_by_one(item.runtime, tower, array) for item in candidates}
-    taken = measure.milliseconds(runs, rounds=3, repeats=10) if len(candidates) > 1 else {}
-    medians = {method: float(np.median(values)) for method, values in taken.items()}
-    near = [item for item in candidates if measure.holds(item.parity, bench.gate)]
-    best = (
-        min(near, key=lambda item: medians.get(item.method, 0.0))
-        if near
-        else max(candidates, key=lambda item: item.parity.cosine_min)
-    )
-    shown = {
-        item.method: {
-            **item.parity.model_dump(by_alias=True),
-            "p50Milliseconds": round(medians[item.method], 4) if item.method in medians else None,
-            "chosen": item is best,
-        }
-        for item in candidates
-    }
-    return best, shown
-
-
-def _sentence(tower: str, candidate: _Candidate, latency: LatencyReport) -> str:
-    near, ratio = candidate.parity, latency.torch_p50_milliseconds / latency.p50_milliseconds
-    return (
-        f"{tower}: {candidate.method}, cosine min {near.cosine_min:.5f} mean {near.cosine_mean:.5f}, "
-        f"top-1 agreement {near.top1_agreement:.3f} over {near.samples}, "
-        f"p50 {latency.p50_milliseconds:.3f} ms against {latency.torch_p50_milliseconds:.3f} ms in torch ({ratio:.2f} x)"
-    )
-
-
-def _files(folder: Path, chosen: Mapping[str, _Candidate]) -> dict[str, Path | bytes]:
-    carried: dict[str, Path | bytes] = {name: folder / name for name in ("tokenizer.json", "preprocess.json")}
-    return {**{f"{tower}.onnx": candidate.file for tower, candidate in chosen.items()}, **carried}
 
 
 @contextmanager

@@ -6,15 +6,27 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from belvedere_serving.engines.export import OPSET
 
-BUILD_REVISION = 1
+BUILD_REVISION = 2
 """Raised when this package builds another engine from the same model with the same libraries."""
-_TELLING = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+_TELLING = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,11 @@ class Device:
     def has_vnni(self) -> bool:
         """Whether 8-bit products are summed in 32 bits."""
         return bool({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(self.features))
+
+    @property
+    def is_arm(self) -> bool:
+        """Whether it is an Arm processor, as far as its instruction sets tell."""
+        return bool({"asimddp", "i8mm"} & set(self.features))
 
     def __str__(self) -> str:
         return f"cpu: {self.name} ({', '.join(self.features) or 'no vector extensions known'})"
@@ -52,6 +69,9 @@ def this_device() -> Device:
 def toolchain() -> dict[str, str]:
     """Return the versions of what builds engines."""
     libraries = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    for name in ("openvino", "tensorrt"):
+        with suppress(PackageNotFoundError):
+            libraries[name] = version(name)
     return {**libraries, "opset": str(OPSET), "revision": str(BUILD_REVISION)}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from belvedere_platform.protocol import EMBED_TEXT, EMBEDDING
-from belvedere_platform.resources.engine import LatencyReport, ParityGate, ParityReport
+from belvedere_platform.resources.engine import BatchPoint, LatencyReport, ParityGate, ParityReport
 from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays, Runtime
 
 # N inputs, E embedding.
@@ -121,6 +121,39 @@ def one_by_one(runtime: Runtime, tower: str, inputs: npt.NDArray[Any]) -> Callab
         return runtime.run(tower, singles[turn % len(singles)])
 
     return run
+
+
+CURVE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CURVE_SECONDS = 0.25
+"""How long to measure one size of batch: a build shall not take longer for its curve than for the rest."""
+
+
+def curve(
+    runtime: Runtime,
+    tower: str,
+    inputs: npt.NDArray[Any],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    seconds_each: float = CURVE_SECONDS,
+) -> list[BatchPoint]:
+    """Return time and throughput by the size of the batch, up to one that takes too long; inputs are repeated where there are too few."""
+    points = []
+    for batch in CURVE_BATCHES:
+        rows = {TOWER_INPUT[tower]: np.resize(inputs, (batch, *inputs.shape[1:]))}
+        runtime.run(tower, rows)  # the first run of a size may allocate
+        taken: list[float] = []
+        while len(taken) < 3 or (sum(taken) < seconds_each and len(taken) < 200):
+            started = clock()
+            runtime.run(tower, rows)
+            taken.append(clock() - started)
+        p50 = float(np.median(taken))
+        points.append(
+            BatchPoint(batch=batch, p50_milliseconds=round(1000 * p50, 4), per_second=round(batch / max(p50, 1e-9), 1))
+        )
+        if p50 > seconds_each:
+            # A larger one would hold the build up, and no server would make it.
+            break
+    return points
 
 
 def latency(

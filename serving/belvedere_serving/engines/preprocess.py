@@ -88,6 +88,10 @@ class TextPreprocessor:
             row[: len(item.ids)] = item.ids
         return tokens
 
+    def num_tokens(self, elements: Sequence[bytes]) -> int:
+        """Return how many tokens the texts have together, as far as the model reads them."""
+        return sum(len(self._tokenizer.encode(self._text(index, one)).ids) for index, one in enumerate(elements))
+
     def _text(self, index: int, element: bytes) -> str:
         if len(element) > self._max_bytes:
             raise invalid(f"text {index} has {len(element)} bytes; at most {self._max_bytes} are allowed")

@@ -78,6 +78,11 @@ METHODS: dict[str, dict[str, Write]] = {
 """By tower, the methods worth trying: chains of operators stay in int8, products alone go in and out of it."""
 
 
+def methods(tower: str, runtime: str) -> tuple[str, ...]:
+    """Return the methods worth trying for a runtime. Only ONNX Runtime has the operators that dynamic quantization makes."""
+    return tuple(name for name in METHODS[tower] if runtime == "onnxruntime" or name != "dynamic")
+
+
 def prepare(source: Path, target: Path) -> None:
     """Write the model with shapes inferred and operators fused, as the quantizers want it."""
     from onnxruntime.quantization import quant_pre_process

@@ -1,8 +1,9 @@
-"""What a runtime can do, and what runs an engine with ONNX Runtime. OpenVINO, TensorRT and Triton join as further classes."""
+"""What a runtime can do, and what runs an engine with ONNX Runtime. The others have files of their own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,17 @@ TOWER_INPUT = {EMBED_TEXT: "tokens", EMBED_IMAGE: "pixels"}
 """The array each tower takes; all answer with EMBEDDING."""
 
 
+@dataclass(frozen=True, order=True)
+class Variant:
+    """One way to run a model."""
+
+    runtime: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
 class Runtime(Protocol):
     """Runs the towers of one model."""
 
@@ -27,7 +39,7 @@ class Runtime(Protocol):
 class OnnxRuntime:
     """Runs `NAME.onnx` files on the CPU, one session each."""
 
-    def __init__(self, files: Mapping[str, Path], *, threads: int = 1) -> None:
+    def __init__(self, files: Mapping[str, Path], *, threads: int = 1, bf16: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -35,6 +47,8 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         # A waiting thread that spins takes the core of a replica beside it.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if bf16:
+            options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
         options.log_severity_level = 4
         try:
             self._sessions = {

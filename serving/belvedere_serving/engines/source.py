@@ -15,7 +15,8 @@ import numpy.typing as npt
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING, V2Error
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
-from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays
+from belvedere_serving.engines.runtime import TOWER_INPUT
+from belvedere_serving.engines.torch_engine import TorchEngine
 
 PROGRAMS = {EMBED_TEXT: "embed_text.pt2", EMBED_IMAGE: "embed_image.pt2"}
 
@@ -33,21 +34,11 @@ class HeldOut:
         return HeldOut(tuple(self.ids[row] for row in chosen), self.array[chosen])
 
 
-class TorchRuntime:
-    """Runs the exported programs as they came from training, in fp32."""
+class TorchRuntime(TorchEngine):
+    """Runs the programs in a model artifact."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
-
-        self._torch = torch
-        self.programs = {name: torch.export.load(folder / file) for name, file in PROGRAMS.items()}
-        self._modules = {name: program.module() for name, program in self.programs.items()}
-
-    def run(self, model_name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Return the outputs for a batch."""
-        given = self._torch.from_numpy(arrays[TOWER_INPUT[model_name]])
-        with self._torch.inference_mode():
-            return {EMBEDDING: self._modules[model_name](given).numpy()}
+        super().__init__({name: folder / file for name, file in PROGRAMS.items()})
 
 
 def check_source(folder: Path, reference: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +78,20 @@ def test_a_slow_model_runs_less_often(turn_seconds: float, repeats: int) -> None
     runs = {"a": lambda: None, "b": lambda: None}
     found = measure.affordable_repeats(runs, rounds=7, repeats=20, seconds=6.0, clock=lambda: next(ticks))
     assert found == repeats
+
+
+def test_the_curve_ends_with_a_batch_that_takes_too_long() -> None:
+    class Slow:
+        now = 0.0
+
+        def run(self, model_name: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+            self.now += 0.1 * len(arrays["pixels"])
+            return {}
+
+    slow = Slow()
+    points = measure.curve(slow, EMBED_IMAGE, np.zeros((2, 3, 4, 4)), clock=lambda: slow.now, seconds_each=0.25)
+    assert [point.batch for point in points] == [1, 2, 4]
+    assert [round(point.per_second) for point in points] == [10, 10, 10]
 
 
 def test_a_processor_is_read_with_what_matters_to_integers() -> None:

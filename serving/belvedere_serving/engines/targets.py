@@ -1,0 +1,72 @@
+"""Which engines a processor can run: the pairs of runtime and precision behind a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from belvedere_platform.errors import InvalidInput
+from belvedere_platform.resources.engine import EngineTarget
+from belvedere_serving.engines.device import Device
+from belvedere_serving.engines.runtime import Variant
+
+
+@dataclass(frozen=True)
+class _Need:
+    met: Callable[[Device], bool]
+    what: str
+
+
+_VARIANTS: dict[Variant, _Need] = {
+    Variant("onnxruntime", "fp32"): _Need(lambda device: True, ""),
+    Variant("onnxruntime", "int8"): _Need(lambda device: True, ""),
+    Variant("onnxruntime", "bf16"): _Need(
+        lambda device: "bf16" in device.features and device.is_arm,
+        "an Arm processor with bf16: ONNX Runtime has no bfloat16 kernels for others",
+    ),
+    Variant("openvino", "fp32"): _Need(lambda device: _installed("openvino"), "the package openvino"),
+    Variant("openvino", "int8"): _Need(lambda device: _installed("openvino"), "the package openvino"),
+    Variant("openvino", "bf16"): _Need(
+        lambda device: _installed("openvino") and bool({"avx512_bf16", "amx_bf16"} & set(device.features)),
+        "the package openvino and a processor with AVX512_BF16 or AMX",
+    ),
+    Variant("torch", "fp32"): _Need(lambda device: True, ""),
+    Variant("tensorrt", "fp32"): _Need(lambda device: _has_tensorrt(), "the package tensorrt and an NVIDIA GPU"),
+    Variant("tensorrt", "fp16"): _Need(lambda device: _has_tensorrt(), "the package tensorrt and an NVIDIA GPU"),
+    Variant("tensorrt", "int8"): _Need(lambda device: _has_tensorrt(), "the package tensorrt and an NVIDIA GPU"),
+}
+
+
+def variants_of(target: EngineTarget, device: Device) -> tuple[Variant, ...]:
+    """Return what a target can mean on this device: one variant, or with `auto` all that can run. Raises InvalidInput."""
+    asked = [one for one in _VARIANTS if _matches(one, target)]
+    possible = tuple(one for one in asked if _VARIANTS[one].met(device))
+    if not possible:
+        needs = "; ".join(f"{one} needs {_VARIANTS[one].what}" for one in asked)
+        raise InvalidInput(
+            f"target {target.runtime} {target.precision} cannot be built on {device}: "
+            f"{needs or 'there is no such engine'}; use another runtime or precision, or runtime auto"
+        )
+    return possible
+
+
+def _matches(variant: Variant, target: EngineTarget) -> bool:
+    on_gpu = variant.runtime == "tensorrt"
+    return (
+        target.runtime in ("auto", variant.runtime)
+        and target.precision in ("auto", variant.precision)
+        and on_gpu == (target.device == "gpu")
+    )
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _has_tensorrt() -> bool:
+    if not _installed("tensorrt"):
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -1,0 +1,112 @@
+"""Engines for TensorRT: a plan built on the GPU it is for, and what runs it. Untested where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from belvedere_platform.errors import BelvedereError, CorruptData, Unavailable
+from belvedere_platform.protocol import EMBEDDING
+from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays
+
+PROFILE_BATCHES = (1, 16, 64)
+"""Smallest, usual and largest batch of the optimization profile; a run must lie between the outer two."""
+WORKSPACE_BYTES = 1 << 30
+
+
+class BuildFailed(BelvedereError):
+    """TensorRT cannot make a plan of a model."""
+
+
+def build_plan(
+    onnx: Path, target: Path, precision: str, input_shape: tuple[int, ...], *, timing_cache: Path | None = None
+) -> None:
+    """Write the plan of an ONNX model for this GPU. An int8 model brings its scales in QDQ nodes.
+
+    `timing_cache`: kept beside plans; kernels that were timed once on this GPU are not timed again.
+    """
+    trt = _library()
+    logger = trt.Logger(trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):
+        said = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
+        raise BuildFailed(f"TensorRT cannot read {onnx.name}: {said[:1000]}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
+    for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(precision, ()):
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    profile = builder.create_optimization_profile()
+    profile.set_shape(network.get_input(0).name, *((batch, *input_shape) for batch in PROFILE_BATCHES))
+    config.add_optimization_profile(profile)
+    cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache and timing_cache.exists() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildFailed(f"TensorRT built no plan of {onnx.name} in {precision}; its log says why")
+    target.write_bytes(bytes(plan))
+    if timing_cache is not None:
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+        draft = timing_cache.with_suffix(".draft")
+        draft.write_bytes(bytes(config.get_timing_cache().serialize()))
+        draft.replace(timing_cache)
+
+
+class TensorRtRuntime:
+    """Runs `NAME.plan` files on the GPU; torch keeps the buffers."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        import torch
+
+        trt = _library()
+        self._torch = torch
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        # A plan is executable: it comes from the artifact store, checked against its digest, and from nowhere else.
+        self._runtime = trt.Runtime(self._logger)
+        self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._engines = {name: self._load(path) for name, path in files.items()}
+        self._contexts = {name: engine.create_execution_context() for name, engine in self._engines.items()}
+
+    def _load(self, path: Path) -> Any:
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise CorruptData(f"TensorRT cannot load {path}: it is for another GPU or another version; build it again")
+        return engine
+
+    def run(self, model_name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Return the outputs for a batch, in parts where it is larger than the profile."""
+        rows, largest = arrays[TOWER_INPUT[model_name]], PROFILE_BATCHES[-1]
+        parts = [self._run(model_name, rows[start : start + largest]) for start in range(0, len(rows), largest)]
+        return {EMBEDDING: parts[0] if len(parts) == 1 else np.concatenate(parts)}
+
+    def _run(self, model_name: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        context, name = self._contexts[model_name], TOWER_INPUT[model_name]
+        with self._torch.cuda.stream(self._stream):
+            given = self._torch.from_numpy(np.ascontiguousarray(rows)).cuda(non_blocking=True)
+            context.set_input_shape(name, tuple(given.shape))
+            answer = self._torch.empty(tuple(context.get_tensor_shape(EMBEDDING)), device="cuda")
+            context.set_tensor_address(name, given.data_ptr())
+            context.set_tensor_address(EMBEDDING, answer.data_ptr())
+            if not context.execute_async_v3(self._stream.cuda_stream):
+                raise RuntimeError(f"TensorRT could not run {model_name} on {len(rows)} inputs")
+            found: npt.NDArray[Any] = answer.cpu().numpy()
+        return found
+
+    def dimension(self, model_name: str) -> int:
+        """Return the length of the model's embeddings."""
+        return int(self._engines[model_name].get_tensor_shape(EMBEDDING)[-1])
+
+
+def _library() -> Any:
+    try:
+        import tensorrt
+    except ImportError as error:
+        raise Unavailable(
+            "TensorRT is not installed here: it is in NVIDIA's images, or pip install tensorrt"
+        ) from error
+    return tensorrt
