@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test
+.PHONY: help setup demo down test check format bench bench-demo bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton bench-serving
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -15,14 +15,18 @@ help: ## list the targets
 setup: ## virtual environment, Prometheus, Alertmanager (cached in ~/.cache/belvedere)
 	@deploy/setup/setup.sh
 
-demo: setup ## the whole loop on real pictures: data, train, compile, serve, roll out, revert, scale, report (QUICK=1, KEEP=1, CHAOS=1)
-	@python deploy/demo $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(if $(CHAOS),--chaos)
+triton: setup ## the real Triton server from PyPI, in an environment of its own in the cache (about 600 MB; x86-64 Debian)
+	@deploy/setup/triton.sh
+
+demo: setup $(if $(filter triton,$(BACKEND)),triton) ## the whole loop on real pictures: data, train, compile, serve, roll out, revert, scale, report (QUICK=1, KEEP=1, CHAOS=1, BACKEND=triton)
+	@python deploy/demo $(if $(BACKEND),--backend $(BACKEND)) $(if $(QUICK),--quick) $(if $(KEEP),--keep) $(if $(CHAOS),--chaos)
 
 down: ## stop what `make demo KEEP=1` left running
 	@belvedere down --home build/demo/home
 
 test: ## every test that this machine can run; ends with a table of what ran and what was skipped
 	@deploy/setup/setup.sh --with-helm
+	@deploy/setup/triton.sh || echo "Triton cannot be set up here: its tests will be skipped" >&2
 	@python -m pytest $(PYTEST_ARGS)
 
 check: ## ruff, mypy, import contracts, generated files, helm lint, promtool, hadolint
@@ -51,7 +55,7 @@ helm-values: ## write the table of the chart's values
 format: ## format the code
 	ruff format . && ruff check --fix .
 
-bench: bench-demo bench-operator bench-training ## every benchmark
+bench: bench-demo bench-operator bench-training bench-serving ## every benchmark
 
 bench-training: setup ## the model and its training: step beside OpenCLIP's, parts, explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
 	@python deploy/benchmarks/training_bench.py --output build/bench/training.json $(BENCH_ARGS)
@@ -61,6 +65,10 @@ bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
 
 bench-operator: setup ## 1,000 ModelServices and 1,000 TrainingRuns on a real API server (OBJECTS=N): build/bench/operator.json
 	@deploy/cluster/build.sh && kwok=$$(deploy/benchmarks/kwok.sh) && python deploy/benchmarks/operator_bench.py --kwok $$kwok --objects $(or $(OBJECTS),1000) --output build/bench/operator.json
+
+bench-serving: triton ## engines beside torch, our server beside KServe, FastAPI and Triton, overload, malformed requests: build/bench/serving.json
+	@deploy/benchmarks/peers.sh || echo "The peers cannot be set up here: their rows will be empty" >&2
+	@python deploy/benchmarks/serving_bench.py --output build/bench/serving.json $(BENCH_ARGS)
 
 control-plane: setup ## a real Kubernetes API server on loopback (built once, then cached); prints its kubeconfig
 	@deploy/cluster/build.sh && python deploy/cluster/control_plane.py up

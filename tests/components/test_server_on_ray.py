@@ -14,13 +14,15 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
@@ -28,6 +30,7 @@ from tritonclient.utils import InferenceServerException
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
+from conformance import Target, all_checks
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +154,9 @@ def server(built: tuple[ArtifactStore, str, str]) -> Iterator[Server]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "180",
+        # A proxy that has no core to start on within five seconds would be killed.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + 100),
@@ -266,6 +272,26 @@ def test_probes_answer_below_the_prefix(server: Server) -> None:
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/embed_text/versions/v1/ready", "/v2"):
         with urllib.request.urlopen(server.url(path), timeout=20) as answer:
             assert answer.status == 200
+
+
+@all_checks
+def test_v2(check: Callable[[Target], None], server: Server, stand_in: ModuleType) -> None:
+    check(
+        Target(
+            http=f"127.0.0.1:{server.http}{PREFIX}",
+            grpc=f"127.0.0.1:{server.grpc}",
+            version="v1",
+            dimension=stand_in.EMBEDDING_SIZE,
+            picture=stand_in.picture((9, 9, 9), 4),
+            breaking_text=b"red flag",
+        )
+    )
+
+
+def test_services_are_found_by_reflection(server: Server) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+        found = ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(found)
 
 
 def test_no_replica_was_harmed(server: Server) -> None:

@@ -15,6 +15,7 @@ class Reason(Enum):
     RESOURCE_EXHAUSTED = 429
     CANCELLED = 499
     INTERNAL = 500
+    UNIMPLEMENTED = 501
     UNAVAILABLE = 503
     DEADLINE_EXCEEDED = 504
 
@@ -26,7 +27,7 @@ class Reason(Enum):
     @property
     def is_client_fault(self) -> bool:
         """Whether the request, not the server, must change."""
-        return self in (Reason.INVALID_ARGUMENT, Reason.NOT_FOUND, Reason.CANCELLED)
+        return self in (Reason.INVALID_ARGUMENT, Reason.NOT_FOUND, Reason.CANCELLED, Reason.UNIMPLEMENTED)
 
 
 class V2Error(BelvedereError):

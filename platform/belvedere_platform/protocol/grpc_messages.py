@@ -20,7 +20,13 @@ from belvedere_platform.protocol.messages import (
 from belvedere_platform.protocol.tensors import BYTES, Tensor
 
 SERVICE = "inference.GRPCInferenceService"
-METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+METHODS = (
+    *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+    *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+    *("SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+    *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
+)
+"""What the model servers answer: V2, and of Triton's extensions configuration, statistics, index, and a refusal of shared memory."""
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",

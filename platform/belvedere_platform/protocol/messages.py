@@ -59,6 +59,11 @@ class InferResponse:
     outputs: tuple[Tensor, ...]
     id: str = ""
 
+    @property
+    def rows(self) -> int:
+        """Return how many inputs are answered."""
+        return self.outputs[0].shape[0] if self.outputs and self.outputs[0].shape else 0
+
     def output(self, name: str) -> Tensor:
         """Return the output of this name."""
         for tensor in self.outputs:

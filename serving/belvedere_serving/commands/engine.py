@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,8 +23,21 @@ def _print(result: dict[str, Any]) -> None:
 
 @engine.command()
 @click.option("--model-digest", required=True, metavar="DIGEST", help="model artifact: a digest or a tag")
-@click.option("--runtime", type=click.Choice(["onnxruntime"]), default="onnxruntime", show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "onnxruntime", "openvino", "torch", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="auto: the fastest here that passes parity",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="auto, with runtime auto, leaves it open too",
+)
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option(
     "--parity-cosine-minimum",
     type=click.FloatRange(-1, 1),
@@ -45,6 +59,7 @@ def build(
     model_digest: str,
     runtime: str,
     precision: str,
+    device: str,
     parity_cosine_minimum: float,
     parity_top1_minimum: float,
     tag: str | None,
@@ -61,7 +76,7 @@ def build(
     def say(message: str) -> None:
         click.echo(f"[{time.monotonic() - started:6.1f} s] {message}", err=True)
 
-    target = EngineTarget.model_validate({"runtime": runtime, "precision": precision})
+    target = EngineTarget.model_validate({"runtime": runtime, "precision": precision, "device": device})
     gate = ParityGate(cosine_minimum=parity_cosine_minimum, top1_agreement_minimum=parity_top1_minimum)
     result = build_engine(artifact_store(), model_digest, target, gate, tag=tag, say=say)
     say(f"{'reused' if result.reused else 'built'} {result.digest}; parity {'held' if result.passed else 'failed'}")
@@ -116,3 +131,36 @@ def serve(
         click.echo(json.dumps({"http": f"http://127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"}))
 
     asyncio.run(serve_until_stopped(config, http_port=http_port, grpc_port=grpc_port, started=say))
+
+
+@engine.command()
+@click.argument("digests", nargs=-1, required=True, metavar="DIGEST...")
+@click.option("--latency-milliseconds", type=click.FloatRange(0.1), required=True, help="the objective")
+@click.option("--percentile", type=click.FloatRange(1, 99.9), default=95, show_default=True)
+@click.option("--model", type=click.Choice(["embed_text", "embed_image"]), default="embed_image", show_default=True)
+@click.option("--backend", type=click.Choice(["rayServe", "triton"]), default="rayServe", show_default=True)
+@click.option("--batch-sizes", default="1,8,32", show_default=True, help="to try")
+@click.option("--waits", default="0,2,5", show_default=True, help="milliseconds to try")
+@click.option("--instances", default="1", show_default=True, help="to try, with Triton")
+@click.option("--threads", default="1,2", show_default=True, help="threads of an engine to try")
+@click.option("--clients", default="1,2,4,8,16,32", show_default=True, help="clients at once, fewest first")
+@click.option(
+    "--seconds", type=click.FloatRange(0.1, 600), default=2, show_default=True, help="for each number of clients"
+)
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="a line of text or a path of a picture each [default: the model's held-out inputs]",
+)
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="write the ModelService lines here")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="draw throughput against latency here")
+@artifacts_option
+@verbose_option
+def tune(digests: tuple[str, ...], output: Path | None, plot: Path | None, **given: Any) -> None:
+    """Find the settings that answer most within a latency objective, on the real server, and print them as JSON.
+
+    Several engines of one model, say one in fp32 and one in int8, are compared with each other.
+    """
+    from belvedere_serving.tuning.command import run
+
+    _print(run(artifact_store(), digests, given, output=output, plot=plot, say=lambda line: click.echo(line, err=True)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ray import serve
 
 from belvedere_serving.server import engine_cache, service
 from belvedere_serving.server.config import ServerConfig
-from belvedere_serving.server.grpc_service import GrpcAnswers, Serialized
+from belvedere_serving.server.grpc_service import ANSWER_OF, GrpcAnswers, Serialized
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import RayMetrics
 
@@ -35,29 +35,17 @@ class _V2Server:
         """Tell Serve to replace this replica when its engine hangs."""
         self._service.check_health()
 
-    async def ModelInfer(self, request: bytes, grpc_context: Any) -> Serialized:
-        """Answer the V2 method of this name."""
-        return await self._grpc.infer(request, grpc_context)
 
-    async def ServerLive(self, request: bytes, grpc_context: Any) -> Serialized:
-        """Answer the V2 method of this name."""
-        return self._grpc.live(request, grpc_context)
+def _method(name: str) -> Callable[[_V2Server, bytes, Any], Awaitable[Serialized]]:
+    async def method(self: _V2Server, request: bytes, grpc_context: Any) -> Serialized:
+        return await self._grpc.answer(name, request, grpc_context)
 
-    async def ServerReady(self, request: bytes, grpc_context: Any) -> Serialized:
-        """Answer the V2 method of this name."""
-        return self._grpc.ready(request, grpc_context)
+    return method
 
-    async def ModelReady(self, request: bytes, grpc_context: Any) -> Serialized:
-        """Answer the V2 method of this name."""
-        return self._grpc.model_ready(request, grpc_context)
 
-    async def ServerMetadata(self, request: bytes, grpc_context: Any) -> Serialized:
-        """Answer the V2 method of this name."""
-        return self._grpc.server_metadata(request, grpc_context)
-
-    async def ModelMetadata(self, request: bytes, grpc_context: Any) -> Serialized:
-        """Answer the V2 method of this name."""
-        return self._grpc.model_metadata(request, grpc_context)
+# Serve calls the method that is named as the one of gRPC, by its last part alone.
+for _name in ANSWER_OF:
+    setattr(_V2Server, _name, _method(_name))
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

@@ -11,40 +11,28 @@ from typing import Any
 
 import grpc
 import uvicorn
+from grpc_reflection.v1alpha import reflection
 
 from belvedere_platform.errors import Unavailable
-from belvedere_platform.protocol.grpc_messages import METHODS
 from belvedere_serving.server import engine_cache
 from belvedere_serving.server.config import ServerConfig
-from belvedere_serving.server.grpc_service import GrpcAnswers, add_to_server
+from belvedere_serving.server.grpc_service import ANSWER_OF, REFLECTED, GrpcAnswers, add_to_server
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import NoMetrics
 from belvedere_serving.server.service import InferenceService, assemble, warm_up
-
-_OF_METHOD = {
-    "ModelInfer": "infer",
-    "ServerLive": "live",
-    "ServerReady": "ready",
-    "ModelReady": "model_ready",
-    "ServerMetadata": "server_metadata",
-    "ModelMetadata": "model_metadata",
-}
 
 
 class _Servicer:
     """The V2 methods as grpc.aio wants them: coroutines that return bytes."""
 
     def __init__(self, answers: GrpcAnswers) -> None:
-        for name in METHODS:
-            setattr(self, name, self._method(getattr(answers, _OF_METHOD[name])))
+        for name in ANSWER_OF:
+            setattr(self, name, self._method(answers, name))
 
     @staticmethod
-    def _method(answer: Any) -> Any:
+    def _method(answers: GrpcAnswers, name: str) -> Any:
         async def method(request: bytes, context: Any) -> bytes:
-            result = answer(request, context)
-            found = await result if asyncio.iscoroutine(result) else result
-            content: bytes = found.SerializeToString()
-            return content
+            return (await answers.answer(name, request, context)).content
 
         return method
 
@@ -56,6 +44,7 @@ async def serving(
     """Serve HTTP and gRPC for the time of a with block; gives the two ports (0 takes a free one)."""
     grpc_server = grpc.aio.server()
     add_to_server(_Servicer(GrpcAnswers(service)), grpc_server)
+    reflection.enable_server_reflection((*REFLECTED, reflection.SERVICE_NAME), grpc_server)
     bound_grpc = _bind_grpc(grpc_server, host, grpc_port)
     listener = _listen(host, http_port)
     http_server = uvicorn.Server(

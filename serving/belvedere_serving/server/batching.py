@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from belvedere_platform.protocol import Reason, V2Error
 from belvedere_serving.server.metrics import ServerMetrics
+from belvedere_serving.server.statistics import ModelStatistics
+from belvedere_serving.server.timing import Timing
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Awaitable[Array]]
@@ -38,6 +40,7 @@ class _Entry:
     answer: asyncio.Future[Array]
     deadline: float
     since: float
+    timing: Timing
 
 
 class Batcher:
@@ -52,6 +55,7 @@ class Batcher:
         *,
         version: str = "",
         lane: asyncio.Lock | None = None,
+        statistics: ModelStatistics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`version`: named when an input fails; `lane`: held while the engine runs, models of one thread share it."""
@@ -61,6 +65,7 @@ class Batcher:
         self._policy = policy
         self._metrics = metrics
         self._lane = lane or asyncio.Lock()
+        self._statistics = statistics or ModelStatistics()
         self._clock = clock
         self._entries: deque[_Entry] = deque()
         self._batch: list[_Entry] = []
@@ -70,6 +75,11 @@ class Batcher:
         self._last_batch = 1
         self._worker: asyncio.Task[None] | None = None
         self.running_since: float | None = None
+
+    @property
+    def max_rows(self) -> int:
+        """Return how many inputs are run together at most."""
+        return self._policy.max_rows
 
     @contextmanager
     def admitted(self, rows: int) -> Iterator[None]:
@@ -97,10 +107,11 @@ class Batcher:
         finally:
             self._coming -= 1
 
-    async def submit(self, array: Array, deadline: float) -> Array:
+    async def submit(self, array: Array, deadline: float, timing: Timing | None = None) -> Array:
         """Return the outputs for the rows of one request, in parts if there are more than fit a batch."""
+        timing = timing or Timing()
         step = self._policy.max_rows
-        parts = [self._enqueue(array[start : start + step], deadline) for start in range(0, len(array), step)]
+        parts = [self._enqueue(array[start : start + step], deadline, timing) for start in range(0, len(array), step)]
         try:
             async with asyncio.timeout(max(0.0, deadline - self._clock())):
                 answers = [await part for part in parts]
@@ -111,11 +122,11 @@ class Batcher:
                 part.cancel()
         return answers[0] if len(answers) == 1 else np.concatenate(answers)
 
-    def _enqueue(self, array: Array, deadline: float) -> asyncio.Future[Array]:
+    def _enqueue(self, array: Array, deadline: float, timing: Timing) -> asyncio.Future[Array]:
         loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work(), name=f"batcher {self._name}")
-        entry = _Entry(array=array, answer=loop.create_future(), deadline=deadline, since=self._clock())
+        entry = _Entry(array=array, answer=loop.create_future(), deadline=deadline, since=self._clock(), timing=timing)
         self._entries.append(entry)
         self._arrived.set()
         return entry.answer
@@ -186,9 +197,12 @@ class Batcher:
         finally:
             self.running_since = None
             self._metrics.observe_batch(self._name, sum(len(entry.array) for entry in batch))
-            self._metrics.observe_seconds("model", self._name, self._clock() - started)
+            seconds = self._clock() - started
+            self._metrics.observe_seconds("model", self._name, seconds)
+            self._statistics.ran(sum(len(entry.array) for entry in batch), seconds)
         offset = 0
         for entry in batch:
+            entry.timing.add_run(queue_seconds=started - entry.since, model_seconds=seconds)
             self._answer(entry, outputs[offset : offset + len(entry.array)])
             offset += len(entry.array)
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from belvedere_platform.artifacts import ArtifactStore
-from belvedere_platform.errors import CorruptData
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT
+from belvedere_serving.engines.loading import LoadedRuntime, load_runtime
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
-from belvedere_serving.engines.runtime import OnnxRuntime
 
 TOWERS = (EMBED_TEXT, EMBED_IMAGE)
 
@@ -19,7 +18,7 @@ TOWERS = (EMBED_TEXT, EMBED_IMAGE)
 class LoadedEngine:
     """An engine in memory with what prepares its inputs."""
 
-    runtime: OnnxRuntime
+    runtime: LoadedRuntime
     text: TextPreprocessor
     image: ImagePreprocessor
 
@@ -39,12 +38,10 @@ def fetch(artifacts: str, digest: str, cache: Path) -> Path:
 
 def load(folder: Path, *, threads: int) -> LoadedEngine:
     """Return the engine in a folder."""
-    missing = [name for tower in TOWERS if not (folder / (name := f"{tower}.onnx")).is_file()]
-    if missing:
-        raise CorruptData(f"the engine lacks {', '.join(missing)}; build it again with `belvedere engine build`")
+    runtime = load_runtime(folder, TOWERS, threads=threads)
     recipe = Recipe.read(folder / "preprocess.json")
     return LoadedEngine(
-        runtime=OnnxRuntime({tower: folder / f"{tower}.onnx" for tower in TOWERS}, threads=threads),
+        runtime=runtime,
         text=TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.text),
         image=ImagePreprocessor(recipe.image),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -16,7 +17,10 @@ from belvedere_platform.protocol.http_messages import (
     parse_infer_request,
     render_infer_response,
 )
+from belvedere_serving.server import describe, openai_api
 from belvedere_serving.server.service import InferenceService
+from belvedere_serving.server.timing import SERVER_TIMING
+from belvedere_serving.server.tracing import CARRIED
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -75,6 +79,18 @@ class V2HttpApp:
                 version = ""
             case ["v2", "models", name, "versions", version, "infer"]:
                 pass
+            case ["v1", "embeddings"]:
+                return (
+                    await self._embeddings(dict(scope["headers"]), receive)
+                    if method == "POST"
+                    else not_allowed(method, "POST")
+                )
+            case ["v2", "repository", "index"]:
+                return (
+                    data_answer(self._service.repository_index()) if method == "POST" else not_allowed(method, "POST")
+                )
+            case ["v2", "systemsharedmemory" | "cudasharedmemory", *_, "register" | "unregister"]:
+                raise describe.no_shared_memory()
             case parts:
                 found = self._look(parts, path)
                 return found if method in ("GET", "HEAD") else not_allowed(method, "GET")
@@ -84,14 +100,24 @@ class V2HttpApp:
 
     def _look(self, parts: list[str], path: str) -> Answer:
         match parts:
+            case ["v1", "models"]:
+                return data_answer(openai_api.models(self._service))
             case ["v2"]:
                 return json_answer(self._service.server_metadata())
             case ["v2", "health", "live"]:
                 return Answer()
             case ["v2", "health", "ready"]:
                 return self._ready()
+            case ["v2", "models", "stats"]:
+                return data_answer(self._service.model_statistics())
             case ["v2", "models", name] | ["v2", "models", name, "versions", _] as found:
                 return json_answer(self._service.model_metadata(name, found[4] if len(found) > 4 else ""))
+            case ["v2", "models", name, "config"] | ["v2", "models", name, "versions", _, "config"] as found:
+                return data_answer(self._service.model_config(name, found[4] if len(found) > 5 else ""))
+            case ["v2", "models", name, "stats"] | ["v2", "models", name, "versions", _, "stats"] as found:
+                return data_answer(self._service.model_statistics(name, found[4] if len(found) > 5 else ""))
+            case ["v2", "systemsharedmemory" | "cudasharedmemory", "status"]:
+                return data_answer([])
             case ["v2", "models", name, "ready"] | ["v2", "models", name, "versions", _, "ready"] as found:
                 self._service.model(name, found[4] if len(found) > 4 else "")
                 return self._ready()
@@ -105,15 +131,27 @@ class V2HttpApp:
     async def _infer(self, name: str, version: str, headers: Headers, receive: Receive) -> Answer:
         body = await self._body(headers, receive)
         length = headers.get(HEADER_LENGTH.encode())
-        request, response = await self._service.infer(
+        (content, header_length), timing = await self._service.infer(
             lambda: parse_infer_request(name, version, body, None if length is None else length.decode("latin-1")),
+            render_infer_response,
             "http",
             timeout_seconds=timeout_of(headers.get(DEADLINE_HEADER)),
+            carrier=_carrier(headers),
         )
-        content, header_length = render_infer_response(request, response)
+        told = (SERVER_TIMING.encode(), timing.header().encode())
         if header_length is None:
-            return Answer(content)
-        return Answer(content, headers=(_OCTETS, (HEADER_LENGTH.encode(), str(header_length).encode())))
+            return Answer(content, headers=(_JSON, told))
+        return Answer(content, headers=(_OCTETS, (HEADER_LENGTH.encode(), str(header_length).encode()), told))
+
+    async def _embeddings(self, headers: Headers, receive: Receive) -> Answer:
+        """Answer OpenAI's clients, also what is wrong in the way that they read."""
+        try:
+            body = await self._body(headers, receive)
+            limit = timeout_of(headers.get(DEADLINE_HEADER))
+            content, timing = await openai_api.embeddings(self._service, body, timeout_seconds=limit)
+        except V2Error as error:
+            return failed(error, openai_api.error_body(error))
+        return Answer(content, headers=(_JSON, (SERVER_TIMING.encode(), timing.header().encode())))
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:
         chunks: list[bytes] = []
@@ -129,6 +167,11 @@ class V2HttpApp:
             more = message.get("more_body", False)
         encoding = headers.get(b"content-encoding", b"identity")
         return inflated(b"".join(chunks), encoding.decode("latin-1").lower(), self._max_body_bytes)
+
+
+def _carrier(headers: Headers) -> dict[str, str]:
+    """Return what the client says of the trace that the request belongs to."""
+    return {name: headers[name.encode()].decode("latin-1") for name in CARRIED if name.encode() in headers}
 
 
 def relative_path(scope: Message) -> str:
@@ -165,15 +208,20 @@ def json_answer(content: BaseModel) -> Answer:
     return Answer(content.model_dump_json().encode())
 
 
+def data_answer(content: object) -> Answer:
+    """Return plain data as JSON."""
+    return Answer(json.dumps(content).encode())
+
+
 def not_allowed(method: str, allowed: str) -> Answer:
     """Return the answer to a wrong method."""
     body = error_body(f"method {method[:16]} is not allowed here; use {allowed}")
     return Answer(body, 405, (_JSON, (b"allow", allowed.encode())))
 
 
-def failed(error: V2Error) -> Answer:
-    """Return the answer to a failed request."""
+def failed(error: V2Error, body: bytes | None = None) -> Answer:
+    """Return the answer to a failed request; its body is V2's unless another is given."""
     headers = [_JSON]
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(error.retry_after_seconds).encode()))
-    return Answer(error_body(error.message), error.reason.http_status, headers)
+    return Answer(body or error_body(error.message), error.reason.http_status, headers)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -24,8 +24,15 @@ from belvedere_platform.protocol import (
 )
 from belvedere_serving.server.batching import Batcher
 from belvedere_serving.server.metrics import ServerMetrics
+from belvedere_serving.server.statistics import ModelStatistics
+from belvedere_serving.server.timing import Timing
 
 Preprocess = Callable[[Sequence[bytes]], npt.NDArray[Any]]
+
+
+def no_tokens(elements: Sequence[bytes]) -> int:
+    """Return how many tokens pictures have."""
+    return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,9 @@ class ServedModel:
     batcher: Batcher
     metrics: ServerMetrics
     max_rows: int
+    statistics: ModelStatistics = field(default_factory=ModelStatistics)
     preparing: Executor | None = None
+    num_tokens: Callable[[Sequence[bytes]], int] = no_tokens
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -46,7 +55,7 @@ class ServedModel:
         """Return the V2 name."""
         return self.metadata.name
 
-    async def infer(self, request: InferRequest, deadline: float) -> InferResponse:
+    async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
         """Return the embeddings of the request's inputs."""
         for output in request.outputs:
             if output.name != EMBEDDING:
@@ -60,14 +69,22 @@ class ServedModel:
                 raise V2Error(Reason.DEADLINE_EXCEEDED, "the request's time was up when it arrived")
             with self.batcher.coming():
                 rows = await self._prepare(elements)
-            self.metrics.observe_seconds("preprocess", self.name, self.clock() - started)
-            embeddings = await self.batcher.submit(rows, deadline)
+            timing.preprocess_seconds = self.clock() - started
+            self.metrics.observe_seconds("preprocess", self.name, timing.preprocess_seconds)
+            embeddings = await self.batcher.submit(rows, deadline, timing)
         return InferResponse(
             model_name=self.name,
             model_version=self.version,
             id=request.id,
             outputs=(Tensor(EMBEDDING, "FP32", embeddings),),
         )
+
+    def count(self, seconds: float, timing: Timing, rows: int | None) -> None:
+        """Count a request that took so long; `rows` is None when it got an error."""
+        if rows is None:
+            self.statistics.failed(seconds)
+        else:
+            self.statistics.succeeded(rows, seconds, timing)
 
     async def _prepare(self, elements: list[bytes]) -> npt.NDArray[Any]:
         if self.preparing is None:

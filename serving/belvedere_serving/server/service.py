@@ -8,7 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import version as package_version
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
@@ -25,13 +26,19 @@ from belvedere_platform.protocol import (
     embedding_metadata,
 )
 from belvedere_serving.engines.runtime import TOWER_INPUT, Runtime
+from belvedere_serving.server import describe
 from belvedere_serving.server.batching import Batcher, BatchPolicy, Run
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.engine_cache import LoadedEngine
 from belvedere_serving.server.metrics import ServerMetrics
-from belvedere_serving.server.models import ServedModel
+from belvedere_serving.server.models import ServedModel, no_tokens
+from belvedere_serving.server.statistics import ModelStatistics
+from belvedere_serving.server.timing import Timing
+from belvedere_serving.server.tracing import Tracing, tracing_of
 
 PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+Rendered = TypeVar("Rendered")
 STUCK_SECONDS = 120.0
 log = logging.getLogger(__name__)
 
@@ -45,12 +52,18 @@ class InferenceService:
         metrics: ServerMetrics,
         *,
         request_timeout_seconds: float = 60,
+        model_name: str = "",
+        version: str = "",
+        tracing: Tracing | None = None,
         executors: Sequence[Executor] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = {model.name: model for model in models}
         self._metrics = metrics
         self._request_timeout_seconds = request_timeout_seconds
+        self.model_name = model_name
+        self.version = version
+        self._tracing = tracing or Tracing()
         self._executors = executors
         self._clock = clock
         self._closing = False
@@ -62,9 +75,7 @@ class InferenceService:
 
     def server_metadata(self) -> ServerMetadata:
         """Return who answers."""
-        return ServerMetadata(
-            name="belvedere", version=package_version("belvedere"), extensions=("binary_tensor_data",)
-        )
+        return ServerMetadata(name="belvedere", version=package_version("belvedere"), extensions=EXTENSIONS)
 
     def model(self, name: str, version: str = "") -> ServedModel:
         """Return a model, or raise NOT_FOUND."""
@@ -77,21 +88,54 @@ class InferenceService:
             )
         return found
 
+    def has(self, name: str, version: str = "") -> bool:
+        """Return whether there is such a model."""
+        found = self._models.get(name)
+        return found is not None and version in ("", found.version)
+
+    def num_tokens(self, name: str, elements: Sequence[bytes]) -> int:
+        """Return how many tokens some inputs of a model have; pictures have none."""
+        return self.model(name).num_tokens(elements)
+
+    def models(self, name: str = "", version: str = "") -> tuple[ServedModel, ...]:
+        """Return the models of this name, all without one, or raise NOT_FOUND."""
+        return (self.model(name, version),) if name else tuple(self._models.values())
+
+    def model_config(self, name: str, version: str = "") -> dict[str, Any]:
+        """Return a model's configuration in Triton's form, or raise NOT_FOUND."""
+        model = self.model(name, version)
+        return describe.model_config(model.metadata, model.batcher.max_rows)
+
+    def model_statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """Return the counters of a model, or of all, in Triton's form. Raises NOT_FOUND."""
+        return describe.statistics(self.models(name, version))
+
+    def repository_index(self) -> list[dict[str, str]]:
+        """Return the models with their states, in Triton's form."""
+        return describe.repository_index(self.models(), ready=self.ready)
+
     def model_metadata(self, name: str, version: str = "") -> ModelMetadata:
         """Return a model's inputs and outputs, or raise NOT_FOUND."""
         return self.model(name, version).metadata
 
     async def infer(
-        self, read: Callable[[], InferRequest], protocol: str, *, timeout_seconds: float | None = None
-    ) -> tuple[InferRequest, InferResponse]:
-        """Read a request and answer it, and count it with its outcome. Raises V2Error and nothing else."""
+        self,
+        read: Callable[[], InferRequest],
+        render: Callable[[InferRequest, InferResponse], Rendered],
+        protocol: str,
+        *,
+        timeout_seconds: float | None = None,
+        carrier: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[Rendered, Timing]:
+        """Read a request, answer it, and count it with its outcome. Raises V2Error and nothing else."""
         name, code = "unknown", Reason.INTERNAL.name
-        started = self._clock()
+        started, timing, model, rows = self._clock(), Timing(), None, 0
         try:
             request = read()
             model = self.model(request.model_name, request.model_version)
             name = model.name
-            response = await model.infer(request, started + self._timeout(request, timeout_seconds))
+            response = await model.infer(request, started + self._timeout(request, timeout_seconds), timing)
+            rendered, rows = self._render(render, request, response, timing), response.rows
             code = "OK"
         except V2Error as error:
             code = error.reason.name
@@ -104,7 +148,24 @@ class InferenceService:
             raise V2Error(Reason.INTERNAL, f"the server failed: {type(error).__name__}") from error
         finally:
             self._metrics.count_request(name, protocol, code)
-        return request, response
+            seconds = self._clock() - started
+            if model is not None:
+                model.count(seconds, timing, rows if code == "OK" else None)
+            self._tracing.record(name, carrier, seconds, timing, code=code, version=self.version)
+        return rendered, timing
+
+    def _render(
+        self,
+        render: Callable[[InferRequest, InferResponse], Rendered],
+        request: InferRequest,
+        response: InferResponse,
+        timing: Timing,
+    ) -> Rendered:
+        started = self._clock()
+        rendered = render(request, response)
+        timing.postprocess_seconds = self._clock() - started
+        self._metrics.observe_seconds("postprocess", response.model_name, timing.postprocess_seconds)
+        return rendered
 
     def _timeout(self, request: InferRequest, timeout_seconds: float | None) -> float:
         """Return the shortest of what the connection, the request (in microseconds, as in Triton) and the server allow."""
@@ -130,6 +191,7 @@ class InferenceService:
             await model.batcher.close()
         for executor in self._executors:
             executor.shutdown(wait=False, cancel_futures=True)
+        self._tracing.close()
 
 
 def on_thread(runtime: Runtime, tower: str, executor: Executor) -> Run:
@@ -159,22 +221,38 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         EMBED_TEXT: (engine.text, None),
         EMBED_IMAGE: (engine.image, preparing),
     }
+    counters = {tower: ModelStatistics() for tower in preparation}
     models = [
         ServedModel(
             metadata=embedding_metadata(tower, config.version, PLATFORM, engine.runtime.dimension(tower)),
             version=config.version,
             preprocess=preprocess,
             batcher=Batcher(
-                tower, on_thread(engine.runtime, tower, working), policy, metrics, version=config.version, lane=lane
+                tower,
+                on_thread(engine.runtime, tower, working),
+                policy,
+                metrics,
+                version=config.version,
+                lane=lane,
+                statistics=counters[tower],
             ),
+            statistics=counters[tower],
             metrics=metrics,
             max_rows=config.max_rows_a_request,
             preparing=executor,
+            num_tokens=engine.text.num_tokens if tower == EMBED_TEXT else no_tokens,
         )
         for tower, (preprocess, executor) in preparation.items()
     ]
+    told = {"namespace": config.namespace, "service": config.service, "version": config.version}
     return InferenceService(
-        models, metrics, request_timeout_seconds=config.request_timeout_seconds, executors=(working, preparing)
+        models,
+        metrics,
+        request_timeout_seconds=config.request_timeout_seconds,
+        model_name=config.model,
+        version=config.version,
+        tracing=tracing_of(resource={f"belvedere.{name}": value for name, value in told.items()}),
+        executors=(working, preparing),
     )
 
 

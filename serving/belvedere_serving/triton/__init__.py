@@ -1,0 +1,1 @@
+"""Triton: from an engine to a model repository, and the server that reads it."""
