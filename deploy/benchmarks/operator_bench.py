@@ -127,6 +127,13 @@ class Operator:
                 found[match.group(1)] = found.get(match.group(1), 0.0) + float(match.group(2))
         return found
 
+    async def wait_quiet(self) -> None:
+        """Return when it has written nothing for a while: what follows from the last object is done then."""
+        before: dict[str, float] = {}
+        while (after := await self.writes()) != before:
+            before = after
+            await asyncio.sleep(15)
+
     async def reconciled(self, controller: str) -> float:
         """Return how many reconciles of a controller have ended."""
         name = f'belvedere_reconcile_seconds_count{{controller="{controller}"}} '
@@ -242,6 +249,7 @@ async def run(bench: Bench) -> None:
             await operator.wait_ready()
             await apply_all(bench.store, versions)
             await _measure_kinds(bench, operator, services, runs)
+            await operator.wait_quiet()
         print("bench: restart", flush=True)
         await restart(bench, words, port, bench.folder / "operator.log")
 

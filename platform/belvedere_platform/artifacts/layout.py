@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -247,19 +248,23 @@ class Index:
             {"schemaVersion": 2, "mediaType": INDEX, "manifests": [_index_entry(entry) for entry in ordered]}
         )
 
-    @property
+    @cached_property
     def digests(self) -> dict[str, tuple[str, ...]]:
         """Tags by manifest digest."""
-        tags: dict[str, tuple[str, ...]] = {}
+        tags: dict[str, list[str]] = {}
         for entry in self.entries:
-            known = tags.setdefault(entry.digest, ())
+            known = tags.setdefault(entry.digest, [])
             if entry.tag is not None:
-                tags[entry.digest] = (*known, entry.tag)
-        return tags
+                known.append(entry.tag)
+        return {digest: tuple(known) for digest, known in tags.items()}
+
+    @cached_property
+    def _by_tag(self) -> dict[str, str]:
+        return {entry.tag: entry.digest for entry in reversed(self.entries) if entry.tag is not None}
 
     def tagged(self, tag: str) -> str | None:
         """Return the digest behind a tag."""
-        return next((entry.digest for entry in self.entries if entry.tag == tag), None)
+        return self._by_tag.get(tag)
 
     def add(self, entry: IndexEntry) -> Index:
         """Return the index with a manifest under its tag; the one that had the tag stays, untagged."""

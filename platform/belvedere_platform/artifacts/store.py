@@ -62,6 +62,7 @@ class ArtifactStore:
 
     def __init__(self, url: str, *, storage: Storage | None = None) -> None:
         self._storage = storage or open_storage(url)
+        self._read_index = (b"", Index())
 
     @property
     def url(self) -> str:
@@ -145,9 +146,15 @@ class ArtifactStore:
     def _index(self) -> Index:
         try:
             with self._storage.open("index.json") as stored:
-                return Index.parse(stored.read())
+                content = stored.read()
         except FileNotFoundError:
             return Index()
+        # Reading it is quick; making sense of thousands of entries is not, and most reads find what the last one found.
+        before, index = self._read_index
+        if content != before:
+            index = Index.parse(content)
+            self._read_index = (content, index)
+        return index
 
     def _write_index(self, index: Index) -> None:
         if self._storage.size("oci-layout") is None:

@@ -96,15 +96,15 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         for attempt in (1, 2):
             api = await self._open()
-            request = await api.param_serialize(
+            verb, url, header_params, _, post_params = await api.param_serialize(
                 method,
                 path,
                 query_params=list(query.items()),
                 header_params={"Accept": "application/json", **headers},
-                body=body,
                 auth_settings=["BearerToken"],
             )
-            answer = await api.call_api(*request, _request_timeout=limits)
+            # The body is plain already; the client would go through all of it to make it so.
+            answer = await api.call_api(verb, url, header_params, body, post_params, _request_timeout=limits)
             response: aiohttp.ClientResponse = answer.response
             if response.status != _UNAUTHORIZED or attempt == 2:
                 return response
