@@ -19,6 +19,7 @@ import training_compression
 import training_explanation
 import training_faults
 import training_loader
+import training_orderings
 import training_parts
 import training_steps
 from belvedere_platform.errors import BelvedereError
@@ -30,6 +31,7 @@ PACKAGES = ("belvedere", "torch", "ray", "captum", "tokenizers")
 Group = Callable[[Subject], list[Row]]
 GROUPS: Mapping[str, tuple[tuple[str, ...], Group]] = {
     "parts": (training_parts.NAMES, training_parts.rows),
+    "orderings": (training_orderings.NAMES, training_orderings.rows),
     "gradcache": (training_steps.CACHE_NAMES, training_steps.cache_rows),
     "open_clip": (training_steps.NAMES, training_steps.rows),
     "explanation": (training_explanation.NAMES, training_explanation.rows),

@@ -27,7 +27,7 @@ class AttentionPool(nn.Module):
     def forward(self, tokens_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
         """Return one vector a picture."""
         mask = None if valid_BN is None else valid_BN[:, None, None, :]
-        query_B1D = self.query_1D.expand(len(tokens_BND), 1, -1)
+        query_B1D = self.query_1D.expand(tokens_BND.shape[0], 1, -1)
         pooled_B1D = self.attention(query_B1D, tokens_BND, mask)
         out: Tensor = (pooled_B1D + self.mlp(self.norm(pooled_B1D)))[:, 0]
         return out
@@ -69,7 +69,7 @@ class VitTower(nn.Module):
     def _encode(self, x_BND: Tensor, valid_BN: Tensor | None, grid: tuple[int, int] | None) -> Encoded:
         attended_BN = valid_BN
         if self.with_class:
-            x_BND = self.norm_before(torch.cat([self.class_1D.to(x_BND.dtype).expand(len(x_BND), 1, -1), x_BND], 1))
+            x_BND = self.norm_before(torch.cat([self.class_1D.to(x_BND.dtype).expand(x_BND.shape[0], 1, -1), x_BND], 1))
             attended_BN = None if valid_BN is None else functional.pad(valid_BN, (1, 0), value=True)
         mask = None if attended_BN is None else attended_BN[:, None, None, :]
         x_BND = self.norm(run(self.layers, x_BND, mask, recompute=self.recompute and self.training))
