@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from belvedere_training.data.corpus import Corpus, corpus_texts
 from belvedere_training.model.text import PAD_ID
-from belvedere_training.model.tokenizer import encode, learn, load
+from belvedere_training.model.tokenizer import END, MASK, encode, learn, load
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +52,14 @@ def test_it_is_saved_whole(tokenizer: Tokenizer, tmp_path: Path) -> None:
 def test_the_same_texts_give_the_same_tokenizer(shapes: Corpus) -> None:
     texts = corpus_texts(shapes)
     assert learn(texts, 600, 16).to_str() == learn(texts, 600, 16).to_str()
+
+
+def test_a_generative_tokenizer_ends_its_texts_unless_they_are_to_be_continued(shapes: Corpus) -> None:
+    texts = corpus_texts(shapes)
+    plain, generative = learn(texts, 600, 16), learn(texts, 600, 16, generative=True)
+    end, mask = generative.token_to_id(END), generative.token_to_id(MASK)
+    assert {end, mask} == {plain.get_vocab_size(), plain.get_vocab_size() + 1}, "what was there keeps its number"
+    ended = encode(generative, ["red circle", "zebra " * 30])
+    assert (ended == end).sum(1).tolist() == [1, 1], "also where the text is cut"
+    assert encode(generative, ["red circle"], to_continue=True).equal(encode(plain, ["red circle"], to_continue=True))
+    assert mask in encode(generative, [f"red {MASK}"])

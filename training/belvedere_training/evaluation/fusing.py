@@ -138,7 +138,7 @@ def answers_in_words(
     found = []
     for start in range(0, len(questions), _CHUNK):
         part = questions[start : start + _CHUNK]
-        tokens_BT = encode(tokenizer, [question.text for question in part], trim=True)
+        tokens_BT = encode(tokenizer, [question.text for question in part], trim=True, to_continue=True)
         pixels_B3SS = normalise(corpus.pixels([question.position for question in part]))
         last_B = (tokens_BT != PAD_ID).sum(1) - 1
         logits_BV = next_words(model, pixels_B3SS, tokens_BT)[torch.arange(len(part)), last_B]

@@ -55,7 +55,13 @@ def load(path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False) -> Tensor:
-    """Return token ids [n, context length]; with trim, as long as the longest text only (the padding has no effect)."""
+def encode(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False, to_continue: bool = False) -> Tensor:
+    """Return token ids [n, context length].
+
+    trim: as long as the longest text only (the padding has no effect). to_continue: without the end of the text.
+    """
     tokens_BT = torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(list(texts))], dtype=torch.long)
+    end = tokenizer.token_to_id(END)
+    if to_continue and end is not None:
+        tokens_BT = tokens_BT.masked_fill(tokens_BT == end, PAD_ID)
     return tokens_BT[:, : int((tokens_BT != PAD_ID).sum(1).max())] if trim else tokens_BT
