@@ -9,6 +9,7 @@ from typing import Any
 from belvedere_operators.manifests.naming import LONGEST_JOB, child_name
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
 from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
+from belvedere_operators.manifests.raycluster import GPU
 from belvedere_platform.resources.engine import EngineSpec, ParityGate
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB
@@ -57,6 +58,7 @@ def engine_job(
         "command": ["belvedere"],
         "args": arguments,
         "env": env_list(pods.environment),
+        **({"resources": {"requests": {GPU: "1"}, "limits": {GPU: "1"}}} if spec.target.device == "gpu" else {}),
     }
     return {
         "apiVersion": JOB.api_version,

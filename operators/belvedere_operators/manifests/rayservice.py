@@ -10,7 +10,7 @@ from typing import Any
 
 from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
 from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
-from belvedere_operators.manifests.raycluster import RAY_ENVIRONMENT, RAY_VERSION, head_container, worker_container
+from belvedere_operators.manifests.raycluster import GPU, RAY_ENVIRONMENT, RAY_VERSION, head_container, worker_container
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_SERVICE
@@ -124,7 +124,11 @@ def _serve_config(
         # How many requests Serve lets in is the application's to say: its own queue must fill first, and refuses in V2.
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         "graceful_shutdown_wait_loop_s": 1,
-        "ray_actor_options": {"num_cpus": spec.resources.cpu, "resources": {SLOT: 1}},
+        "ray_actor_options": {
+            "num_cpus": spec.resources.cpu,
+            "resources": {SLOT: 1},
+            **({"num_gpus": 1} if on_gpu(spec) else {}),
+        },
     }
     config = {
         "http_options": {"host": "0.0.0.0", "port": 8000},
@@ -176,18 +180,25 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
                 "maxReplicas": replicas,
                 "rayStartParams": {
                     "num-cpus": f"{math.ceil(cpu)}",
+                    **({"num-gpus": "1"} if on_gpu(spec) else {}),
                     # KubeRay puts this into a shell command as it is, so it brings its own quotes.
                     "resources": json.dumps(json.dumps({SLOT: 1})),
                 },
-                "template": pod(worker_container("ray", replica_resources(cpu, memory)), "replica"),
+                "template": pod(worker_container("ray", replica_resources(cpu, memory, gpu=on_gpu(spec))), "replica"),
             }
         ],
     }
 
 
-def replica_resources(cpu: float, memory: str) -> dict[str, Any]:
+def on_gpu(spec: ModelServiceSpec) -> bool:
+    """Return whether the engines of a service run on a GPU: each replica then has one to itself."""
+    return spec.engine.target.device == "gpu"
+
+
+def replica_resources(cpu: float, memory: str, *, gpu: bool = False) -> dict[str, Any]:
     """Return what a container asks for and may have."""
-    return {"requests": {"cpu": f"{cpu:g}", "memory": memory}, "limits": {"memory": memory}}
+    device = {GPU: "1"} if gpu else {}
+    return {"requests": {"cpu": f"{cpu:g}", "memory": memory, **device}, "limits": {"memory": memory, **device}}
 
 
 def spread(labels: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from belvedere_operators.manifests.rayservice import (
     CPUS_ANNOTATION,
     INTENT_ANNOTATION,
     intent,
+    on_gpu,
     replica_resources,
     spread,
 )
@@ -127,7 +128,7 @@ def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: P
         "args": arguments,
         "env": env_list({**pods.environment, **told}),
         "ports": [{"name": name, "containerPort": number} for name, number in PORTS.items()],
-        "resources": replica_resources(cpu, spec.resources.memory),
+        "resources": replica_resources(cpu, spec.resources.memory, gpu=on_gpu(spec)),
         "readinessProbe": {
             "httpGet": {"path": "/v2/health/ready", "port": "http"},
             "periodSeconds": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from belvedere_operators.manifests.pods import PodSettings, in_containers, pod_t
 from belvedere_operators.manifests.rayjob import ray_job
 from belvedere_operators.manifests.rayservice import ray_service
 from belvedere_platform.errors import InvalidInput
+from belvedere_platform.resources import ModelService
 from belvedere_platform.resources.engine import EngineSpec
 from belvedere_platform.resources.pod_patch import PodDefaults, PodPatch
 from belvedere_platform.resources.training_run import TrainingRunSpec
@@ -204,3 +206,20 @@ def test_a_wrong_file_is_refused_by_the_field(tmp_path: Path, text: str, says: s
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"absent\.yaml cannot be read: No such file"):
         read_pod_defaults(tmp_path / "absent.yaml")
+
+
+def test_a_gpu_engine_is_built_and_served_on_gpus(owner: Any) -> None:
+    target = {"runtime": "tensorrt", "precision": "fp16", "device": "gpu"}
+    spec = EngineSpec.model_validate({"modelVersion": "v1", "target": target})
+    job = engine_job(spec, metadata=METADATA, model_digest=DIGEST, tag="engines/x", pods=pods())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    asked = ModelService.model_validate({**owner, "spec": {**owner["spec"], "engine": {"target": target}}}).spec
+    service = ray_service(owner, asked, version="v1", engine_digest=DIGEST, replicas=2, pods=pods())
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert group["rayStartParams"]["num-gpus"] == "1"
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    head = service["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert "nvidia.com/gpu" not in head["resources"]["limits"]
+    (application,) = json.loads(service["spec"]["serveConfigV2"])["applications"]
+    assert application["deployments"][0]["ray_actor_options"]["num_gpus"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from belvedere_operators.alerts.rules import longest_window_seconds
 from belvedere_operators.controllers.context import Settings
@@ -133,5 +134,14 @@ def _engine(state: State, version: str) -> Manifest:
             "modelVersion": version,
             "target": policy.target.model_dump(by_alias=True, mode="json"),
             "parity": policy.parity.model_dump(by_alias=True, mode="json"),
+            **_built_where_it_runs(state),
         },
     }
+
+
+def _built_where_it_runs(state: State) -> dict[str, Any]:
+    """Return what places the build of a GPU engine on nodes like those of its replicas: it is made for one kind of GPU."""
+    if state.spec.engine.target.device != "gpu":
+        return {}
+    placed = state.spec.pod.model_dump(by_alias=True, mode="json", include={"node_selector", "tolerations"})
+    return {"pod": {name: value for name, value in placed.items() if value}}
