@@ -20,7 +20,7 @@ from belvedere_serving.gateway.world import (
     VersionKey,
     World,
     gather_replicas,
-    read_replica,
+    read_replicas,
     read_route,
 )
 
@@ -38,7 +38,7 @@ class Observed:
     routes: dict[ObjectKey, GatewayRoute] = field(default_factory=dict)
     rejected: dict[ObjectKey, str] = field(default_factory=dict)
     """Why the newest text of an object is not used."""
-    replicas: dict[ObjectKey, tuple[VersionKey, Replica] | None] = field(default_factory=dict)
+    replicas: dict[ObjectKey, tuple[tuple[VersionKey, Replica], ...]] = field(default_factory=dict)
     remembered: dict[ObjectKey, GatewayRoute] = field(default_factory=dict)
     """Last good routes from before this process started."""
 
@@ -56,7 +56,7 @@ class Observed:
         key = _key(item)
         try:
             if kind == ENDPOINT_SLICE:
-                self.replicas[key] = read_replica(item)
+                self.replicas[key] = read_replicas(item)
             elif ROUTE_KEY in (item.get("data") or {}):
                 self.routes[key] = read_route(item)
             else:
@@ -83,7 +83,7 @@ class Observed:
         routes: dict[ServiceKey, GatewayRoute] = {}
         for key in sorted(self.routes):
             routes.setdefault((self.routes[key].namespace, self.routes[key].service), self.routes[key])
-        return World(routes=routes, replicas=gather_replicas(r for r in self.replicas.values() if r is not None))
+        return World(routes=routes, replicas=gather_replicas(one for found in self.replicas.values() for one in found))
 
 
 class Watcher:

@@ -82,27 +82,32 @@ def _check_route(route: GatewayRoute, where: str, metadata: Manifest) -> None:
         raise InvalidInput(f"{where}: versions {names} names one version twice; give each version once")
 
 
-def read_replica(slice_: Manifest) -> tuple[VersionKey, Replica] | None:
-    """Return the replica of an EndpointSlice, or None when it takes no new requests. Raises InvalidInput."""
+def read_replicas(slice_: Manifest) -> tuple[tuple[VersionKey, Replica], ...]:
+    """Return the replicas of an EndpointSlice that take new requests. Raises InvalidInput.
+
+    Ours have one each; those that a cluster writes for a Service have as many as there are pods.
+    """
     metadata = slice_["metadata"]
     where = f"EndpointSlice {metadata['namespace']}/{metadata['name']}"
     labels = metadata.get("labels") or {}
     if not labels.get(SERVICE_LABEL) or not labels.get(VERSION_LABEL):
         raise InvalidInput(f"{where}: labels must name {SERVICE_LABEL} and {VERSION_LABEL}, got {sorted(labels)}")
-    endpoints = slice_.get("endpoints") or []
-    if not endpoints or not _takes_requests(endpoints[0].get("conditions") or {}):
-        return None
+    endpoints = [one for one in slice_.get("endpoints") or [] if _takes_requests(one.get("conditions") or {})]
+    if not endpoints:
+        return ()
     ports = {port.get("name"): port.get("port") for port in slice_.get("ports") or []}
     prefix = (metadata.get("annotations") or {}).get(PREFIX_ANNOTATION, "").rstrip("/")
     if prefix and not _PREFIX.fullmatch(prefix):
         raise InvalidInput(f"{where}: annotation {PREFIX_ANNOTATION} is '{prefix}'; it must be a path such as /name")
-    addresses = endpoints[0].get("addresses") or []
-    if not addresses or not (ports.get("http") or ports.get("grpc")):
+    addresses = [address for one in endpoints for address in (one.get("addresses") or [None])[:1]]
+    if None in addresses or not (ports.get("http") or ports.get("grpc")):
         raise InvalidInput(f"{where}: needs an address and a port named http or grpc, got {addresses} and {ports}")
-    replica = Replica(
-        address=addresses[0], http_port=ports.get("http"), grpc_port=ports.get("grpc"), http_path_prefix=prefix
+    key = (metadata["namespace"], labels[SERVICE_LABEL], labels[VERSION_LABEL])
+    http, grpc = ports.get("http"), ports.get("grpc")
+    return tuple(
+        (key, Replica(address=str(address), http_port=http, grpc_port=grpc, http_path_prefix=prefix))
+        for address in addresses
     )
-    return (metadata["namespace"], labels[SERVICE_LABEL], labels[VERSION_LABEL]), replica
 
 
 def _takes_requests(conditions: Mapping[str, bool | None]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE
 from belvedere_serving.gateway.watch import Observed
-from belvedere_serving.gateway.world import Replica, gather_replicas, read_replica, read_route
+from belvedere_serving.gateway.world import Replica, gather_replicas, read_replicas, read_route
 
 GOOD = {"namespace": "default", "service": "emoji", "versions": [{"version": "v1", "weight": 100}]}
 
@@ -64,11 +64,11 @@ def test_a_bad_route_is_refused_with_its_place(document: Any, message: str) -> N
     ],
 )
 def test_only_what_is_ready_and_stays_takes_requests(conditions: Any, takes: bool) -> None:
-    assert (read_replica(endpoint_slice(conditions=conditions)) is not None) is takes
+    assert bool(read_replicas(endpoint_slice(conditions=conditions))) is takes
 
 
 def test_a_replica_has_its_ports_and_prefix() -> None:
-    found = read_replica(endpoint_slice(metadata={"annotations": {"belvedere.dev/http-path-prefix": "/a.b-c/"}}))
+    (found,) = read_replicas(endpoint_slice(metadata={"annotations": {"belvedere.dev/http-path-prefix": "/a.b-c/"}}))
     expected = Replica(address="10.0.0.1", http_port=8000, grpc_port=9000, http_path_prefix="/a.b-c")
     assert found == (("default", "emoji", "v1"), expected)
 
@@ -84,12 +84,20 @@ def test_a_replica_has_its_ports_and_prefix() -> None:
 )
 def test_a_slice_that_cannot_be_used_is_refused(broken: Any) -> None:
     with pytest.raises(InvalidInput, match="EndpointSlice default/a"):
-        read_replica(broken)
+        read_replicas(broken)
+
+
+def test_each_ready_pod_of_a_clusters_own_slice_is_a_replica() -> None:
+    pods = [
+        {"addresses": [f"10.0.0.{number}"], "conditions": {"ready": number != 2, "terminating": number == 3}}
+        for number in range(1, 5)
+    ]
+    found = read_replicas(endpoint_slice(endpoints=pods))
+    assert [replica.address for _, replica in found] == ["10.0.0.1", "10.0.0.4"]
 
 
 def test_one_address_counts_once() -> None:
-    found = read_replica(endpoint_slice())
-    assert found is not None
+    (found,) = read_replicas(endpoint_slice())
     assert gather_replicas([found, found]) == {found[0]: (found[1],)}
 
 
