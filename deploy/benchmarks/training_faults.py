@@ -129,6 +129,16 @@ def elastic_row(folder: Path, artifacts: str) -> Row:
         text=True,
         env=environment,
     )
+    try:
+        return watched(process)
+    finally:
+        if process.poll() is None:  # it ends its own Ray when it is asked to
+            process.terminate()
+            process.wait(60)
+
+
+def watched(process: subprocess.Popen[str]) -> Row:
+    """Kill one worker once both train, and return the row from what the run says."""
     assert process.stdout is not None
     events: list[dict[str, Any]] = []
     killed_at: int | None = None

@@ -129,7 +129,8 @@ class Loop:
             return
         self._left = True
         self.world.keep(self.state(), {"pairs": self.progress.pairs})
-        self.world.say({"event": "leaving", "pairs": self.progress.pairs})
+        if self.world.rank == 0:
+            self.world.say({"event": "leaving", "pairs": self.progress.pairs})
         if self.world.ends_when_leaving():
             self.world.settle()
             raise Interrupted(
@@ -171,6 +172,8 @@ class Loop:
         if evaluate_now and self.world.rank == 0:
             self._evaluate()
         if keep_now:
+            if self.config.workers.split == "Measured":
+                self.stepper.balance()
             self.world.keep(self.state(), {"pairs": self.progress.pairs})
         meter.reset()
 
@@ -197,6 +200,7 @@ class Loop:
             "progress": asdict(self.progress),
             "tokenizer": self.stepper.tokenizer.to_str(),
             "execution": asdict(self.stepper.execution),
+            "counts": list(self.stepper.counts),
         }
 
 
@@ -215,6 +219,7 @@ class Restored:
     progress: Progress
     tokenizer: Tokenizer
     execution: Execution
+    counts: tuple[int, ...]
 
 
 def restored(state: dict[str, Any] | None, config: RunConfig) -> Restored | None:
@@ -229,4 +234,5 @@ def restored(state: dict[str, Any] | None, config: RunConfig) -> Restored | None
         progress=Progress(**state["progress"]),
         tokenizer=Tokenizer.from_str(state["tokenizer"]),
         execution=Execution(**state["execution"]),
+        counts=tuple(state["counts"]),
     )

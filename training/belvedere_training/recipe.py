@@ -62,6 +62,8 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     frozen = parent[1].to(world.device).requires_grad_(False) if parent else None
     model.train().recompute_activations(config.optimization.recompute)
     stepper = Stepper(config, world, corpus, tokenizer, model, update, execution, parent=frozen, teacher=teacher)
+    if checkpoint and len(checkpoint.counts) == world.size:
+        stepper.share_out(checkpoint.counts)
     if world.rank == 0 and corpus.skipped:
         world.say({"event": "skipped", "samples": len(corpus.skipped), "reasons": corpus.skipped[:8]})
     # The first split that is held out is evaluated while training, the others at the end.

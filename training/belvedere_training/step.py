@@ -26,8 +26,9 @@ from belvedere_training.objectives.multitask import MultiTask, Outputs, any_aske
 from belvedere_training.objectives.teacher import Teacher, distilled_loss
 from belvedere_training.optimizer import schedule
 from belvedere_training.precision import Execution
+from belvedere_training.split import Stopwatch, rebalanced, shares
 from belvedere_training.update import Update
-from belvedere_training.world import World
+from belvedere_training.world import World, everybodys
 
 # B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens
 
@@ -72,11 +73,28 @@ class Stepper:
         multi = any_asked(self.objectives)
         self.module: nn.Module = MultiTask(model, tokenizer.token_to_id(MASK)) if multi else model
         self.network = self._distributed()
-        share = self.setting.batch_size // world.size
-        self.first = world.rank * share
-        rows = slice(self.first, self.first + share)
-        self.loader = Loader(corpus, tokenizer, seed=self.setting.seed, batch_size=self.setting.batch_size, rows=rows)
+        self.stopwatch = Stopwatch(self.module)
+        self.counts = shares(self.setting.batch_size, [1.0] * world.size)
+        self.loader = Loader(
+            corpus, tokenizer, seed=self.setting.seed, batch_size=self.setting.batch_size, rows=slice(0, 0)
+        )
+        self.share_out(self.counts)
         self.told: dict[str, dict[str, float]] = {}
+
+    def share_out(self, counts: tuple[int, ...]) -> None:
+        """Give each worker so many rows of every batch from now on."""
+        self.counts = counts
+        self.first = sum(counts[: self.world.rank])
+        self.loader.take(slice(self.first, self.first + counts[self.world.rank]))
+        # Workers' gradients are averaged: a worker with more rows than an even share counts for more.
+        self.weight = counts[self.world.rank] * self.world.size / self.setting.batch_size
+
+    def balance(self) -> None:
+        """Share out anew by how long each worker computed since the last time. Every rank must call it."""
+        seconds = everybodys(self.stopwatch.take(), self.world)
+        counts = rebalanced(self.counts, seconds)
+        if counts != self.counts:
+            self.share_out(counts)
 
     def step(self, position: int) -> float:
         """Train on the global batch at the position, and return this worker's loss."""
@@ -101,7 +119,7 @@ class Stepper:
         if outputs.losses:
             loss = loss + self._weighed(outputs.losses)
         value = self._checked(loss, view)
-        (self.update.factor() * loss).backward()  # type: ignore[no-untyped-call]
+        (self.update.factor() * self.weight * loss).backward()  # type: ignore[no-untyped-call]
         return value
 
     def _in_chunks(self, view: View, terms: tuple[str, ...]) -> float:
@@ -117,7 +135,7 @@ class Stepper:
         network = self.network
         no_sync = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
         rows = chunks(len(view.tokens_BT), self.setting.chunk_size)
-        factor = self.update.factor()
+        factor = self.update.factor() * self.weight
         return self._checked(cached_backward(embed, loss_of, rows, self.model, factor=factor, no_sync=no_sync), view)
 
     def _view(self, position: int) -> View:
@@ -144,14 +162,14 @@ class Stepper:
             with self.execution.autocast(self.world.device):
                 taught = self.teacher.embed(view.pixels_B3SS, view.tokens_BT)
             alpha = self.objectives.distillation * min(1.0, view.position / (_RAMP * self.setting.pairs))
-            loss = distilled_loss((image_BE, text_BE), taught, self.teacher, scale, self.first, alpha)
+            loss = distilled_loss((image_BE, text_BE), taught, self.teacher, scale, self.first, alpha, self.counts)
         else:
             loss = contrastive_loss(
                 image_BE,
                 text_BE,
                 scale,
-                all_image_GE=gather(image_BE),
-                all_text_GE=gather(text_BE),
+                all_image_GE=gather(image_BE, self.counts),
+                all_text_GE=gather(text_BE, self.counts),
                 same_GG=view.same_GG,
                 first=self.first,
                 label_smoothing=self.setting.label_smoothing,

@@ -221,6 +221,15 @@ def agreed(value: Any, world: World) -> Any:
     return box[0]
 
 
+def everybodys(value: Any, world: World) -> list[Any]:
+    """Return every rank's value on every rank."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def mean_over_workers(value: float, world: World) -> float:
     """Return the mean of the ranks' values."""
     if world.size == 1:

@@ -24,6 +24,12 @@ class Workers(Part):
     min: Annotated[int, Field(ge=1, le=4096)] = 1
     max: Annotated[int, Field(ge=1, le=4096)] = 1
     resources: WorkerResources = WorkerResources()
+    split: Annotated[
+        Literal["Even", "Measured"],
+        Field(
+            description="how a batch is shared out: Measured gives slow workers less, anew at each checkpoint; Even makes every run with so many workers the same bit for bit"
+        ),
+    ] = "Even"
     cel: ClassVar = (CelRule(rule="self.min <= self.max", message="workers.min must not be greater than workers.max"),)
 
 

@@ -36,11 +36,13 @@ class Pair(nn.Module):
         return image_BE, text_BE, self.log_scale.exp()
 
 
-def gradients(rank: int, size: int, chunk_size: int = ROWS) -> dict[str, Any]:
+def gradients(rank: int, counts: tuple[int, ...], chunk_size: int = ROWS) -> dict[str, Any]:
+    size, first = len(counts), sum(counts[:rank])
+    weight = counts[rank] * size / ROWS
     generator = torch.Generator().manual_seed(1)
     image, text = torch.randn(ROWS, 6, generator=generator), torch.randn(ROWS, 5, generator=generator)
     same_GG = alike([0, 1, 2, 3, 4, 5, 6, 0], [*"abcdefg", "c"])
-    rows = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+    rows = slice(first, first + counts[rank])
     pair = Pair()
     network = DistributedDataParallel(pair) if size > 1 else pair
     own_image, own_text = image[rows], text[rows]
@@ -53,8 +55,8 @@ def gradients(rank: int, size: int, chunk_size: int = ROWS) -> dict[str, Any]:
             image_BE,
             text_BE,
             scale,
-            all_image_GE=gather(image_BE),
-            all_text_GE=gather(text_BE),
+            all_image_GE=gather(image_BE, counts),
+            all_text_GE=gather(text_BE, counts),
             same_GG=same_GG,
             first=rows.start,
             label_smoothing=0.05,
@@ -62,16 +64,18 @@ def gradients(rank: int, size: int, chunk_size: int = ROWS) -> dict[str, Any]:
 
     if chunk_size < len(own_image):
         no_sync = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
-        cached_backward(embed, loss_of, chunks(len(own_image), chunk_size), pair, no_sync=no_sync)
+        rows_of_chunks = chunks(len(own_image), chunk_size)
+        cached_backward(embed, loss_of, rows_of_chunks, pair, factor=weight, no_sync=no_sync)
     else:
-        loss_of(*network(own_image, own_text)).backward()  # type: ignore[no-untyped-call]
+        (weight * loss_of(*network(own_image, own_text))).backward()  # type: ignore[no-untyped-call]
     return {name: parameter.grad for name, parameter in pair.named_parameters()}
 
 
 def worker(rank: int, size: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    torch.save([gradients(rank, size), gradients(rank, size, 2)], Path(folder) / f"{rank}.pt")
+    found = [gradients(rank, counts, chunk) for counts in ((4, 4), (5, 3)) for chunk in (ROWS, 2)]
+    torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -81,9 +85,9 @@ def test_two_workers_get_the_gradient_of_one(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     spawn(worker, args=(2, port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
-    expected = gradients(0, 1)
+    expected = gradients(0, (ROWS,))
     for rank in (0, 1):
-        for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):  # at once, and in chunks
+        for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):  # evenly and not, at once and in chunks
             for name, gradient in expected.items():
                 torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
 

@@ -63,6 +63,11 @@ class Loader:
         """Return the batch at the position."""
         return self._ahead.get(position)
 
+    def take(self, rows: slice) -> None:
+        """Make these rows of every batch from now on; what was made ahead is dropped."""
+        self._ahead.forget()
+        self.rows = rows
+
     def make(self, position: int) -> Batch:
         """Draw the pairs, decode this worker's pictures, and draw the views of both modalities."""
         pairs = self.sampler.batch(position, self.batch_size)
@@ -98,10 +103,15 @@ class Ahead(Generic[Item]):
                 self._coming[one] = self._pool.submit(self.make, one)
         return self._coming.pop(position).result()
 
+    def forget(self) -> None:
+        """Drop what was made ahead, when nothing is being made any more."""
+        for future in self._coming.values():
+            if not future.cancel():
+                future.exception()
+        self._coming.clear()
+
     def close(self) -> None:
         """Drop what was made ahead and end the thread."""
-        for future in self._coming.values():
-            future.cancel()
-        self._coming.clear()
+        self.forget()
         if self._pool is not None:
             self._pool.shutdown(wait=True)

@@ -78,12 +78,13 @@ def distilled_loss(
     scale: Tensor,
     first: int,
     alpha: float,
+    counts: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Return the contrast against all workers' pairs and the queue; alpha of each target is what the teacher believes.
 
     student, taught: image and text unit vectors of this worker. The candidates are the teacher's, without gradient.
     """
-    taught_G = gather(taught[0]).detach(), gather(taught[1]).detach()
+    taught_G = gather(taught[0], counts).detach(), gather(taught[1], counts).detach()
     candidates_AE = [torch.cat([now, old]) for now, old in zip(taught_G, teacher.queue(), strict=True)]
     teacher.remember(*taught_G)
     losses = []
