@@ -18,7 +18,7 @@ from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
 
 WORDS = ["[PAD]", "[CLS]", "[UNK]", *(f"word{number}" for number in range(61))]
 CONTEXT, EMBEDDING = 16, 256
-NUM_PAIRS = 48
+NUM_PAIRS = 24
 
 
 class Block(nn.Module):
