@@ -45,6 +45,7 @@ FULL: dict[str, Any] = {
     "gateway": {"service": {"type": "NodePort", "nodePort": 30080}},
     "models": {
         "serviceAccountName": "models",
+        "accelerators": 8,
         "training": {"image": {"repository": "trainer-cuda"}, "pod": {"runtimeClassName": "nvidia"}},
     },
 }

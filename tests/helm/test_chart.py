@@ -110,6 +110,7 @@ def test_the_operator_is_told_what_its_pods_have() -> None:
     assert set(told) == {"all", "training"}
     arguments = named(manifests, "Deployment", OPERATOR)["spec"]["template"]["spec"]["containers"][0]["args"]
     assert "--artifacts=file:///artifacts" in arguments
+    assert "--accelerators=8" in arguments
     assert "--pod-defaults=/etc/belvedere/pods/pods.yaml" in arguments
 
 

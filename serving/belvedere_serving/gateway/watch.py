@@ -107,6 +107,7 @@ class Watcher:
             (kind, namespace) for kind in (CONFIG_MAP, ENDPOINT_SLICE) for namespace in namespaces or (None,)
         ]
         self._listed: set[tuple[str, str | None]] = set()
+        self._silent: set[tuple[str, str | None]] = set()
 
     @property
     def complete(self) -> bool:
@@ -126,13 +127,21 @@ class Watcher:
             except Gone:
                 continue  # the history went on without us: list again
             except BelvedereError as error:
-                log.warning("store does not answer, going on with what is known: kind=%s error=%s", kind.kind, error)
+                # Said once: at the edge a store may be away for days.
+                if (kind.kind, namespace) not in self._silent:
+                    log.warning(
+                        "store does not answer, going on with what is known: kind=%s error=%s", kind.kind, error
+                    )
+                self._silent.add((kind.kind, namespace))
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _list_and_watch(self, kind: Kind, namespace: str | None) -> None:
         listing = await self._store.list(kind, namespace, labels=_MANAGED)
         self._observed.replace_all(kind, [item for item in listing.items if _concerns_us(item)], namespace)
         self._listed.add((kind.kind, namespace))
+        if (kind.kind, namespace) in self._silent:
+            self._silent.discard((kind.kind, namespace))
+            log.info("store answers again: kind=%s", kind.kind)
         self._changed()
         events = self._store.watch(kind, namespace, resource_version=listing.resource_version, labels=_MANAGED)
         async for event in events:
