@@ -6,7 +6,8 @@ into the labels `namespace, service, version, protocol`. What is what:
 - A **request** is an attempt that got an answer or was given up by the gateway. An attempt that never reached a model and
   was repeated is not counted, its repetition is. Requests that the shadow tap sends do not pass Envoy and count nowhere here.
 - An **error** is an HTTP answer 5xx, or a gRPC status UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE or DATA_LOSS. A timeout,
-  a reset and a refused connection are answered by Envoy in the version's name (504 or 503, gRPC 4 or 14), so they count too.
+  a reset and a refused connection are answered by Envoy in the version's name (504 or 503, gRPC 4 or 14), so they count too,
+  and so does an answer that began well and broke off before its end, or before a gRPC status.
   A gRPC client's own deadline is kept by Envoy and counts as DEADLINE_EXCEEDED; an HTTP client that hangs up leaves no answer to count.
 - **Latency** is the time from the whole request to the whole answer, in milliseconds; timeouts and resets have none, they are errors.
   Envoy brings histograms up to date once a second, so buckets can be a second behind the counters: take the share of slow answers
@@ -28,6 +29,9 @@ HTTP_ANSWERS = "envoy_cluster_upstream_rq_xx"
 GRPC_ANSWERS = "envoy_cluster_grpc"
 """By label grpc_status, the number of the status."""
 LATENCY = "envoy_cluster_upstream_rq_time"
+BROKEN_ANSWERS_STAT = "broken_answers"
+BROKEN_ANSWERS = f"envoy_gateway_{BROKEN_ANSWERS_STAT}"
+"""Answers that began well and broke off. Among the HTTP answers they are counted as good, among the gRPC answers not at all."""
 IN_FLIGHT = "envoy_cluster_upstream_rq_active"
 TIMEOUTS = "envoy_cluster_upstream_rq_timeout"
 
@@ -80,6 +84,7 @@ KEPT_STATS = (
     r"(?:upstream_rq_(?:\dxx|completed|time|active|timeout|total|retry|retry_overflow|pending_overflow|rx_reset|tx_reset)"
     r"|upstream_cx_(?:active|total|connect_fail|connect_timeout)|membership_(?:healthy|total)"
     r"|grpc\.\d+|outlier_detection\.ejections_(?:active|enforced_total))"
+    r"|gateway\.broken_answers.*"
     r"|http\.gateway\.downstream_(?:rq_.*|cx_active|cx_total)"
     r"|(?:server\.(?:live|uptime|memory_|concurrency|total_connections)|cluster_manager\.|listener_manager\.|control_plane\.).*"
 )
@@ -179,18 +184,20 @@ def latency_quantile(
     return f"histogram_quantile({quantile:g}, {buckets})"
 
 
-def _request_selectors(namespace: str, service: str) -> tuple[str, str]:
+def _request_selectors(namespace: str, service: str) -> tuple[str, ...]:
     return (
         HTTP_REQUESTS + _selector(namespace, service, 'protocol="http"'),
         GRPC_ANSWERS + _selector(namespace, service, 'protocol="grpc"'),
+        BROKEN_ANSWERS + _selector(namespace, service, 'protocol="grpc"'),
     )
 
 
-def _error_selectors(namespace: str, service: str) -> tuple[str, str]:
+def _error_selectors(namespace: str, service: str) -> tuple[str, ...]:
     statuses = "|".join(str(status) for status in ERROR_GRPC_STATUSES)
     return (
         HTTP_ANSWERS + _selector(namespace, service, 'protocol="http"', 'envoy_response_code_class="5"'),
         GRPC_ANSWERS + _selector(namespace, service, f'grpc_status=~"{statuses}"'),
+        BROKEN_ANSWERS + _selector(namespace, service),
     )
 
 

@@ -9,6 +9,9 @@ from belvedere_serving.gateway.messages import EXTENSIONS, build, cluster_pb2, e
 from belvedere_serving.gateway.world import PROTOCOLS, World
 
 TAP_CLUSTER = "shadow_tap"
+VERSION_METADATA = "belvedere"
+VERSION_LABELS = ("namespace", "service", "version", "protocol")
+"""Keys of a cluster's metadata: whose it is, for what is counted outside the cluster."""
 _HTTP_OPTIONS = f"{EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions"
 _CONNECT_TIMEOUT = "1s"
 # Below the five seconds after which common Python servers close an idle connection: else a request can meet a closing one.
@@ -89,6 +92,9 @@ def _version_cluster(name: str, protocol: str, route: GatewayRoute, prefix: str)
             "name": name,
             "type": "EDS",
             "eds_cluster_config": {"eds_config": {"ads": {}, "resource_api_version": "V3"}},
+            "metadata": {
+                "filter_metadata": {VERSION_METADATA: dict(zip(VERSION_LABELS, name.split("/"), strict=True))}
+            },
             "connect_timeout": _CONNECT_TIMEOUT,
             "load_balancing_policy": {"policies": [{"typed_extension_config": _least_request()}]},
             "circuit_breakers": {"thresholds": [_limits(route)]},

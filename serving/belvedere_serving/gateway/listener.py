@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from belvedere_serving.gateway.clusters import TAP_CLUSTER
+from belvedere_platform.telemetry.gateway_metrics import BROKEN_ANSWERS_STAT
+from belvedere_serving.gateway.clusters import TAP_CLUSTER, VERSION_LABELS, VERSION_METADATA
 from belvedere_serving.gateway.messages import EXTENSIONS, build, listener_pb2, typed
 from belvedere_serving.gateway.routes import ROUTES, TAP_FILTER
 
 LISTENER = "gateway"
 _HTTP = f"{EXTENSIONS}.filters.http"
+_BROKEN_FLAGS = ("UC", "UR", "UPE", "UT", "UMSDR")
+"""Envoy's flags for an answer ended by its version: connection closed, stream reset, protocol error, out of time."""
 _MANAGER = f"{EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
@@ -44,6 +47,7 @@ def _manager() -> dict[str, Any]:
         common_http_protocol_options={"idle_timeout": "3600s"},
         http2_protocol_options={"max_concurrent_streams": 1024},
         local_reply_config=_local_replies(),
+        access_log=[_count_of_broken_answers()],
         http_filters=[_grpc_stats(), _tap(), _router()],
     )
 
@@ -60,6 +64,30 @@ def _local_replies() -> dict[str, Any]:
     }
     body = {"json_format": {"error": "%LOCAL_REPLY_BODY%"}, "content_type": "application/json"}
     return {"mappers": [{"filter": {"header_filter": not_grpc}, "body_format_override": body}]}
+
+
+def _count_of_broken_answers() -> dict[str, Any]:
+    """Count the answers that began well and broke off: Envoy's counters of a cluster go by the first line of an answer.
+
+    Nothing is written: this logger only counts. Which version it was, the metadata of the cluster says.
+    """
+    broken = {"response_flag_filter": {"flags": list(_BROKEN_FLAGS)}}
+    # 5xx counts already, and so does the status that Envoy gives a gRPC call in the version's name.
+    good_so_far = {
+        "status_code_filter": {
+            "comparison": {"op": "LE", "value": {"default_value": 499, "runtime_key": "belvedere.broken_answers"}}
+        }
+    }
+    not_answered_by_envoy = {"grpc_status_filter": {"statuses": ["UNAVAILABLE", "DEADLINE_EXCEEDED"], "exclude": True}}
+    tags = [
+        {"name": label, "value_format": f"%METADATA(CLUSTER:{VERSION_METADATA}:{label})%"} for label in VERSION_LABELS
+    ]
+    counter = {"stat": {"name": BROKEN_ANSWERS_STAT, "tags": tags}, "value_fixed": 1}
+    return {
+        "name": "envoy.access_loggers.stats",
+        "filter": {"and_filter": {"filters": [broken, good_so_far, not_answered_by_envoy]}},
+        "typed_config": typed(f"{EXTENSIONS}.access_loggers.stats.v3.Config", stat_prefix=LISTENER, counters=[counter]),
+    }
 
 
 def _grpc_stats() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
+from envoy.extensions.access_loggers.stats.v3 import stats_pb2 as stats_log_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import ext_proc_pb2
 from envoy.extensions.filters.http.grpc_stats.v3 import config_pb2 as grpc_stats_pb2
 from envoy.extensions.filters.http.lua.v3 import lua_pb2
@@ -48,6 +49,7 @@ __all__ = [
     "round_robin_pb2",
     "route_pb2",
     "router_pb2",
+    "stats_log_pb2",
     "typed",
     "upstream_codec_pb2",
 ]

@@ -51,6 +51,8 @@ class Faults:
     http_status: int = 200
     grpc_status: grpc.StatusCode = grpc.StatusCode.OK
     reset: bool = False
+    breaks_off: bool = False
+    """Begin a good answer and hang up before its end."""
     wrong: bool = False
 
 
@@ -68,6 +70,7 @@ class ModelServer:
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     http_port: int = 0
     grpc_port: int = 0
+    grpc_server: Any = None
 
     @property
     def replica(self) -> Replica:
@@ -89,11 +92,19 @@ class ModelServer:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         self.http_port = runner.addresses[0][1]
-        server = grpc.aio.server()
+        self.grpc_server = server = grpc.aio.server()
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(self), server)
         self.grpc_port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         self.stack.push_async_callback(server.stop, 5)
+
+    async def _break_off(self, request: web.Request, body: bytes) -> None:
+        answer = web.StreamResponse(headers={"content-length": str(len(body)), "content-type": "application/json"})
+        await answer.prepare(request)
+        await answer.write(body[: len(body) // 2])
+        assert request.transport is not None
+        request.transport.close()
+        raise asyncio.CancelledError
 
     def answer(self, request: InferRequest) -> InferResponse:
         texts = [element for element in request.inputs[0].array.reshape(-1).tolist()]
@@ -126,6 +137,8 @@ class ModelServer:
         header = http_messages.HEADER_LENGTH
         parsed = http_messages.parse_infer_request(request.match_info["model"], "", body, request.headers.get(header))
         rendered, length = http_messages.render_infer_response(parsed, self.answer(parsed))
+        if self.faults.breaks_off:
+            await self._break_off(request, rendered)
         headers = {} if length is None else {header: str(length)}
         return web.Response(body=rendered, headers=headers, content_type="application/json")
 
@@ -145,6 +158,9 @@ class _Servicer(pb_grpc.GRPCInferenceServiceServicer):
             await asyncio.sleep(server.faults.delay_seconds)
         finally:
             server.num_in_flight -= 1
+        if server.faults.breaks_off:
+            await context.send_initial_metadata(())
+            await server.grpc_server.stop(0)
         if server.faults.grpc_status is not grpc.StatusCode.OK:
             await context.abort(server.faults.grpc_status, "told to fail")
         parsed = grpc_messages.parse_infer_request(request.SerializeToString())

@@ -113,10 +113,10 @@ async def test_requests_errors_and_latency_are_counted_for_the_version_that_gave
     await gateway.until_weights(v2=100)
     await _fail_over_http(gateway.address, bad)
     await _fail_over_grpc(gateway.address, bad, inputs)
-    await counted(metrics.requests_query(namespace, service), {("http", "v2"): 4, ("grpc", "v2"): 8})
-    await counted(metrics.errors_query(namespace, service), {("http", "v2"): 3, ("grpc", "v2"): 6})
+    await counted(metrics.requests_query(namespace, service), {("http", "v2"): 5, ("grpc", "v2"): 9})
+    await counted(metrics.errors_query(namespace, service), {("http", "v2"): 4, ("grpc", "v2"): 7})
 
-    # Answers in time have a latency, what was given up has none.
+    # Answers in time have a latency, what was given up or broke off has none.
     buckets = await ask(metrics.latency_buckets_query(namespace, service))
     assert buckets["+Inf", "http", "v2"] == buckets["60000", "http", "v2"] == 2
     assert await ask(metrics.in_flight_query(namespace, service)) == {("http", "v2"): 0, ("grpc", "v2"): 0}
@@ -134,7 +134,7 @@ async def test_requests_errors_and_latency_are_counted_for_the_version_that_gave
 
 
 async def _fail_over_http(address: str, server: Any) -> None:
-    """One good answer; one 500, one reset, one timeout."""
+    """One good answer; one 500, one reset, one timeout, and one that begins well."""
     async with httpx.AsyncClient(base_url=f"http://{address}") as http:
         assert (await http.post(URL, json=BODY)).status_code == 200
         server.faults.http_status = 500
@@ -143,11 +143,14 @@ async def _fail_over_http(address: str, server: Any) -> None:
         assert (await http.post(URL, json=BODY)).status_code == 503
         server.faults.reset, server.faults.delay_seconds = False, 1
         assert (await http.post(URL, json=BODY)).status_code == 504
-        server.faults.delay_seconds = 0
+        server.faults.delay_seconds, server.faults.breaks_off = 0, True
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.post(URL, json=BODY)
+        server.faults.breaks_off = False
 
 
 async def _fail_over_grpc(address: str, server: Any, inputs: Any) -> None:
-    """Two answers that are no failures; four statuses, one timeout and one client's deadline."""
+    """Two answers that are no failures; four statuses, one timeout, one client's deadline, and one that begins and ends without."""
     code = grpc.StatusCode
     async with tritonclient.grpc.aio.InferenceServerClient(address) as client:
         await client.infer("embed_text", inputs(tritonclient.grpc))
@@ -162,3 +165,6 @@ async def _fail_over_grpc(address: str, server: Any, inputs: Any) -> None:
                 await client.infer("embed_text", inputs(tritonclient.grpc), client_timeout=timeout_seconds)
             assert caught.value.status() in (str(code.DEADLINE_EXCEEDED), str(code.UNAVAILABLE))
         server.faults.delay_seconds = 0
+        server.faults.breaks_off = True
+        with pytest.raises(InferenceServerException):
+            await client.infer("embed_text", inputs(tritonclient.grpc))
