@@ -166,7 +166,7 @@ async def live(bench: Any, store: Any, *, faulty: bool) -> tuple[dict[str, Manif
     run = {"model": "clip", "data": {"dataset": "emoji"}, "optimization": {"pairs": 10}, "evaluation": gate}
     await bench.apply("TrainingRun", "v1", run)
     await bench.apply("ModelService", "search", {"model": "clip", "version": "v1"})
-    for _ in range(12):
+    for _ in range(8):
         await day.step()
     return await day.end(), await day.events()
 
@@ -180,6 +180,7 @@ def comparable(bench: Any, end: dict[str, Manifest]) -> dict[str, Manifest]:
     return dict(json.loads(text.replace(str(bench.context.settings.home), "HOME")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["write-fails", "answer-lost"])
 async def test_a_fault_at_every_write_changes_nothing_in_the_end(
     make_bench: Callable[[str], Any], answer_lost: bool
