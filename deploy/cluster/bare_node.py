@@ -2,6 +2,7 @@
 
     bare_node.py up      start it and print the path of its kubeconfig; one that runs already is left alone
     bare_node.py down    end it and remove everything of it, whatever became of it or of the command that started it
+    bare_node.py run     start it, print the kubeconfig, and end it when standard input or this process ends
     bare_node.py stop    kill one of its programs and keep it from being started again:  stop kube-apiserver
     bare_node.py start   let a stopped program run again
     bare_node.py ready   say with the exit code whether everything has been built
@@ -30,7 +31,7 @@ import addons
 from belvedere_operators.executors.identity import INSTANCE_VARIABLE, Identity, find_instance, identity_of
 from belvedere_platform.errors import BelvedereError, InvalidInput, Unavailable
 from cgroups import hierarchies
-from control_plane import ProgramEnded, tls
+from control_plane import ProgramEnded, run_until_told, tls
 from images import shared_folders, with_shared_folders, write_archive
 from node_programs import FIRST, REST, Tools, find_tools, make_node_certificates, node_programs
 from node_settings import (
@@ -329,19 +330,21 @@ def built() -> bool:
 def main() -> int:
     """Run one command. Returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("up", "down", "stop", "start", "ready"))
+    parser.add_argument("command", choices=("up", "down", "run", "stop", "start", "ready"))
     parser.add_argument("program", nargs="?", choices=(*FIRST, *REST), help="for stop and start")
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "cluster", help="default: %(default)s")
     options = parser.parse_args()
     node = BareNode(options.directory, find_tools())
     try:
-        if options.command in ("up", "ready") and not built():
+        if options.command in ("up", "run", "ready") and not built():
             raise Unavailable("the node is not built: make cluster-up")
         if options.command == "up":
             asyncio.run(node.up())
             print(node.kubeconfig)
         elif options.command == "down":
             asyncio.run(node.down())
+        elif options.command == "run":
+            asyncio.run(run_until_told(node))
         elif options.command in ("stop", "start"):
             _stop_or_start(node, options.command, options.program)
     except BelvedereError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ class Hierarchy:
             # Version 1 takes no process in before the group says where it may run.
             if self.type == "cgroup" and (group / resource).exists():
                 (group / resource).write_text((self.target / resource).read_text())
+        # A group counts as one program beside the machine's others: the node is many, and gets as much as one a core.
+        for shares, one_program in (("cpu.shares", 1024), ("cpu.weight", 100)):
+            if (group / shares).exists():
+                (group / shares).write_text(str(one_program * (os.cpu_count() or 1)))
         return group / "cgroup.procs"
 
     def settle(self, name: str) -> None:

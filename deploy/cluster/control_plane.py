@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 
@@ -220,7 +221,16 @@ def built(tools: Path) -> bool:
     return all((tools / name).exists() for name in needed)
 
 
-async def run_until_told(control_plane: ControlPlane) -> None:
+class Startable(Protocol):
+    """What can be started, and ended whatever became of it."""
+
+    kubeconfig: Path
+
+    async def up(self) -> None: ...
+    async def down(self) -> None: ...
+
+
+async def run_until_told(control_plane: Startable) -> None:
     """Start, and end when standard input does: whoever holds its other end need not be alive to end us."""
     loop = asyncio.get_running_loop()
     told = asyncio.Event()

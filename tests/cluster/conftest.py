@@ -79,7 +79,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The cluster under test; a bare node is ended and removed after the last test."""
+    """The cluster under test; a bare node is ended and removed after the last test, or with this process."""
     require_cluster_tests()
     given = os.environ.get("BELVEDERE_TEST_KUBECONFIG")
     if given:
@@ -87,13 +87,17 @@ def cluster() -> Iterator[Cluster]:
         return
     require_bare_node()
     directory = ROOT / "build" / f"cluster-test-{os.getpid()}"
-    try:
-        up = subprocess.run([*BARE_NODE, "up", "--directory", str(directory)], capture_output=True, text=True)
-        assert up.returncode == 0, up.stderr
-        yield Cluster(Path(up.stdout.strip()))
-    finally:
-        down = subprocess.run([*BARE_NODE, "down", "--directory", str(directory)], capture_output=True, text=True)
-        assert down.returncode == 0, down.stderr
+    # It ends when its standard input does, so it does not outlive this process whatever becomes of that.
+    with subprocess.Popen(
+        [*BARE_NODE, "run", "--directory", str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        path = running.stdout.readline().strip()
+        assert path, "the node did not start: its reason stands above"
+        yield Cluster(Path(path))
+        running.stdin.close()
+        assert running.wait(PATIENCE_SECONDS) == 0
 
 
 @pytest.fixture

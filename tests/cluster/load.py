@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import Counter
 from types import TracebackType
@@ -10,7 +11,11 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-REQUESTS_PER_SECOND = 10
+REQUESTS_PER_SECOND = 15
+# What the data set shows: a model that fails on some words is met with all of them.
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "arrow")
+TEXTS = [f"a {colour} {shape}" for colour, shape in itertools.product(COLOURS, SHAPES)]
 
 
 class Load:
@@ -35,9 +40,10 @@ class Load:
 
     def _send(self) -> None:
         words = triton.InferInput("TEXT", [1], "BYTES")
-        words.set_data_from_numpy(np.array([b"a red circle"], dtype=np.object_))
+        texts = itertools.cycle(TEXTS)
         with triton.InferenceServerClient(self._address) as client:
             while not self._ended.wait(1 / REQUESTS_PER_SECOND):
+                words.set_data_from_numpy(np.array([next(texts).encode()], dtype=np.object_))
                 try:
                     answer = client.infer("embed_text", [words], client_timeout=10)
                 except InferenceServerException:
