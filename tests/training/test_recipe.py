@@ -246,3 +246,10 @@ def test_weights_are_unfrozen_from_the_heads_down(
     changed = {n for n, weight in loop.stepper.model.named_parameters() if not torch.equal(weight, before[n])}
     assert "text.layers.0.mlp.0.weight" in changed
     assert "text.embedding.weight" not in changed
+
+
+def test_the_example_uses_every_field_of_architecture_and_objectives() -> None:
+    path = Path(__file__).parents[2] / "deploy" / "examples" / "training" / "fusion.yaml"
+    config = read_config(path.read_text(), where=str(path))
+    for part in (config.architecture, config.objectives):
+        assert part.model_fields_set == set(type(part).model_fields)
