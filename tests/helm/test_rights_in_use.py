@@ -50,9 +50,10 @@ UNUSED_HERE: dict[Right, str] = {
         ("belvedere.dev", "engines"),
         ("belvedere.dev", "modelservices"),
         ("ray.io", "rayservices"),
+        ("apps", "deployments"),
     )
 }
-LIMIT_SECONDS = 90
+LIMIT_SECONDS = 180
 
 
 class Cluster:
