@@ -17,7 +17,7 @@ from belvedere_platform.errors import Unavailable
 from belvedere_platform.store.protocol import ObjectStore
 from belvedere_platform.telemetry.gateway_metrics import EFFECTIVE_WEIGHT, REJECTED_ROUTES, ROUTABLE_REPLICAS
 from belvedere_serving.gateway.candidate import CandidateClient
-from belvedere_serving.gateway.memory import load_routes, save_routes
+from belvedere_serving.gateway.memory import Memory, load_memory, save_memory
 from belvedere_serving.gateway.routes import claim_conflicts
 from belvedere_serving.gateway.shadow import ShadowMetrics, ShadowTap, serve_tap
 from belvedere_serving.gateway.snapshot import build_snapshot, shares
@@ -44,7 +44,7 @@ class ServeSettings:
     metrics_address: str = "127.0.0.1"
     tap_address: str = "127.0.0.1"
     memory: Path | None = None
-    """File with the last good routes."""
+    """File with the last good routes and replicas."""
     namespaces: tuple[str, ...] = ()
     """Those to follow; all when empty."""
 
@@ -79,10 +79,13 @@ class ControlPlane:
         self._settings = settings
         self._registry = registry
         self._world = World()
-        self._observed = Observed(remembered=load_routes(settings.memory) if settings.memory else {})
-        self._saved = dict(self._observed.remembered)
+        self._saved = load_memory(settings.memory) if settings.memory else Memory()
+        self._observed = Observed(remembered=dict(self._saved.routes))
+        self._serves_memory = False
         self._changed = asyncio.Event()
-        self._watcher = Watcher(store, self._observed, self._changed.set, namespaces=settings.namespaces)
+        self._watcher = Watcher(
+            store, self._observed, self._changed.set, namespaces=settings.namespaces, on_silence=self._serve_memory
+        )
         self._discovery = Discovery(registry)
         self._state = ObservedState(registry)
         self._conflicts: list[str] = []
@@ -114,15 +117,24 @@ class ControlPlane:
             await self._changed.wait()
             await asyncio.sleep(_GATHER_SECONDS)
             self._changed.clear()
-            self._world = self._observed.world()
-            settings = self._settings
-            self._discovery.publish(
-                build_snapshot(self._world, tap_address=settings.tap_address, tap_port=settings.tap_port)
-            )
-            self._state.show(self._world, self._observed)
+            self._tell(self._observed.world())
             self._report_conflicts()
             self._remember()
             await client.keep_only(replica for found in self._world.replicas.values() for replica in found)
+
+    def _tell(self, world: World) -> None:
+        self._world = world
+        settings = self._settings
+        self._discovery.publish(build_snapshot(world, tap_address=settings.tap_address, tap_port=settings.tap_port))
+        self._state.show(world, self._observed)
+
+    def _serve_memory(self) -> None:
+        """Go on from where the process before this one was, as long as the store cannot be read."""
+        if self._serves_memory or not self._saved.routes:
+            return
+        self._serves_memory = True
+        log.warning("the store cannot be read: serving what was remembered: file=%s", self._settings.memory)
+        self._tell(Observed(routes=dict(self._saved.routes), replicas=dict(self._saved.replicas)).world())
 
     def _report_conflicts(self) -> None:
         conflicts = claim_conflicts(self._world.routes.values())
@@ -132,9 +144,10 @@ class ControlPlane:
         self._conflicts = conflicts
 
     def _remember(self) -> None:
-        if self._settings.memory is not None and self._saved != self._observed.routes:
-            save_routes(self._settings.memory, self._observed.routes)
-            self._saved = dict(self._observed.routes)
+        current = Memory(routes=dict(self._observed.routes), replicas=dict(self._observed.replicas))
+        if self._settings.memory is not None and self._saved != current:
+            save_memory(self._settings.memory, current)
+            self._saved = current
 
     @asynccontextmanager
     async def _metrics_page(self) -> AsyncIterator[None]:
@@ -161,7 +174,7 @@ class ControlPlane:
         return web.Response(text="ok\n")
 
     async def _show_readiness(self, request: web.Request) -> web.Response:
-        if not self._watcher.complete:
+        if not (self._watcher.complete or self._serves_memory):
             raise web.HTTPServiceUnavailable(text="the store has not been read yet\n")
         return web.Response(text="ok\n")
 

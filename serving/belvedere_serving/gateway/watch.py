@@ -89,7 +89,8 @@ class Observed:
 class Watcher:
     """Keeps `Observed` current from both kinds and calls back after every change, once both were listed.
 
-    namespaces: those to follow; all of them when none is given.
+    namespaces: those to follow; all of them when none is given. on_silence: called when the store does not answer before
+    everything was listed once.
     """
 
     def __init__(
@@ -99,10 +100,12 @@ class Watcher:
         on_change: Callable[[], None],
         *,
         namespaces: Sequence[str] = (),
+        on_silence: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._observed = observed
         self._on_change = on_change
+        self._on_silence = on_silence
         self._sources = [
             (kind, namespace) for kind in (CONFIG_MAP, ENDPOINT_SLICE) for namespace in namespaces or (None,)
         ]
@@ -133,6 +136,8 @@ class Watcher:
                         "store does not answer, going on with what is known: kind=%s error=%s", kind.kind, error
                     )
                 self._silent.add((kind.kind, namespace))
+                if not self.complete:
+                    self._on_silence()
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _list_and_watch(self, kind: Kind, namespace: str | None) -> None:
