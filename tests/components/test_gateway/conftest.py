@@ -62,6 +62,7 @@ class ModelServer:
 
     version: str
     prefix: str = ""
+    address: str = "127.0.0.1"
     faults: Faults = field(default_factory=Faults)
     num_http: int = 0
     num_grpc: int = 0
@@ -75,7 +76,7 @@ class ModelServer:
     @property
     def replica(self) -> Replica:
         return Replica(
-            address="127.0.0.1",
+            address=self.address,
             http_port=self.http_port,
             grpc_port=self.grpc_port,
             http_path_prefix=self.prefix,
@@ -89,12 +90,12 @@ class ModelServer:
         runner = web.AppRunner(app, shutdown_timeout=5)
         await runner.setup()
         self.stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, self.address, 0)
         await site.start()
         self.http_port = runner.addresses[0][1]
         self.grpc_server = server = grpc.aio.server()
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(_Servicer(self), server)
-        self.grpc_port = server.add_insecure_port("127.0.0.1:0")
+        self.grpc_port = server.add_insecure_port(f"{self.address}:0")
         await server.start()
         self.stack.push_async_callback(server.stop, 5)
 
@@ -369,8 +370,8 @@ async def servers() -> AsyncIterator[Callable[..., Any]]:
     """Start model servers; they end with the test."""
     async with AsyncExitStack() as stack:
 
-        async def start(version: str, prefix: str = "", **faults: Any) -> ModelServer:
-            server = ModelServer(version=version, prefix=prefix, faults=Faults(**faults))
+        async def start(version: str, prefix: str = "", address: str = "127.0.0.1", **faults: Any) -> ModelServer:
+            server = ModelServer(version=version, prefix=prefix, address=address, faults=Faults(**faults))
             await server.start()
             stack.push_async_callback(server.stack.aclose)
             return server
