@@ -154,6 +154,7 @@ def server(built: tuple[ArtifactStore, str, str]) -> Iterator[Server]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_raylet_start_wait_time_s": "180",
+        "RAY_worker_niceness": "0",
         # A proxy that has no core to start on within five seconds would be killed.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
