@@ -124,7 +124,7 @@ def one_by_one(runtime: Runtime, tower: str, inputs: npt.NDArray[Any]) -> Callab
 
 
 CURVE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-CURVE_SECONDS = 0.25
+CURVE_SECONDS = 0.1
 """How long to measure one size of batch: a build shall not take longer for its curve than for the rest."""
 
 
