@@ -53,6 +53,10 @@ UNUSED_HERE: dict[Right, str] = {
         ("apps", "deployments"),
     )
 }
+UNUSED_HERE |= {
+    ("ray.io", "rayclusters", verb): "asked when a service is scaled whose cluster KubeRay made; tests/cluster does"
+    for verb in ("get", "patch")
+}
 LIMIT_SECONDS = 180
 
 

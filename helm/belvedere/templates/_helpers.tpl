@@ -236,6 +236,10 @@ used, and none is missing. Kinds that it follows are read from its copies, so th
 - apiGroups: [ray.io]
   resources: [rayservices]
   verbs: [list, watch, create, patch, delete]
+# KubeRay does not carry a RayService's changed number of workers to its cluster.
+- apiGroups: [ray.io]
+  resources: [rayclusters]
+  verbs: [get, patch]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [list, watch, create, patch, delete]

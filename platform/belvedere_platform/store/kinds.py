@@ -34,6 +34,7 @@ ENGINE = Kind(api_version=API_VERSION, kind="Engine", plural="engines", short_na
 MODEL_SERVICE = Kind(api_version=API_VERSION, kind="ModelService", plural="modelservices", short_names=("msvc",))
 RAY_JOB = Kind(api_version="ray.io/v1", kind="RayJob", plural="rayjobs")
 RAY_SERVICE = Kind(api_version="ray.io/v1", kind="RayService", plural="rayservices")
+RAY_CLUSTER = Kind(api_version="ray.io/v1", kind="RayCluster", plural="rayclusters")
 DEPLOYMENT = Kind(api_version="apps/v1", kind="Deployment", plural="deployments", short_names=("deploy",))
 JOB = Kind(api_version="batch/v1", kind="Job", plural="jobs")
 SERVICE = Kind(api_version="v1", kind="Service", plural="services", short_names=("svc",))
@@ -51,6 +52,6 @@ LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases"
 
 KINDS: tuple[Kind, ...] = (
     TRAINING_RUN, MODEL_VERSION, ENGINE, MODEL_SERVICE,
-    RAY_JOB, RAY_SERVICE, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE,
+    RAY_JOB, RAY_SERVICE, RAY_CLUSTER, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE,
     POD_DISRUPTION_BUDGET, LEASE,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from belvedere_operators.controllers.modelservice.journal import Journal, Record
 from belvedere_operators.controllers.modelservice.memory import worth_writing
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import decision_record
+from belvedere_operators.controllers.modelservice.workers import resize
 from belvedere_operators.runtime import EventRecorder
 from belvedere_platform.errors import NotFound, NotInstalled
 from belvedere_platform.resources.model_service import ModelServiceStatus
@@ -31,12 +32,15 @@ async def apply_journal(store: ObjectStore, state: State, journal: Journal) -> N
     await store.apply(journal_manifest(state.manifest, kept, state.journal_version), field_manager=FIELD_MANAGER)
 
 
-async def apply_children(store: ObjectStore, wanted: Children) -> None:
+async def apply_children(store: ObjectStore, state: State, wanted: Children) -> None:
     """Write the children; the route goes first, so that a bad candidate loses its traffic before anything else happens."""
     if wanted.route is not None:
         await store.apply(wanted.route, field_manager=FIELD_MANAGER)
     for manifest in (*wanted.engines, *wanted.servers):
         await store.apply(manifest, field_manager=FIELD_MANAGER)
+    found = {server["metadata"]["name"]: server for server in state.servers.values()}
+    for manifest in wanted.servers:
+        await resize(store, manifest, found.get(manifest["metadata"]["name"]), field_manager=FIELD_MANAGER)
     if wanted.budget is not None:
         await store.apply(wanted.budget, field_manager=FIELD_MANAGER)
     if wanted.rule is not None:

@@ -56,7 +56,7 @@ class ModelServiceReconciler:
         journal = decide(state)
         self._memory.keep(key, journal)
         await apply_journal(store, state, journal)
-        await apply_children(store, children(state, journal, settings))
+        await apply_children(store, state, children(state, journal, settings))
         status = status_of(state, journal, settings)
         await tell(self._events, state, journal, status)
         await write_status(store, state.manifest, _stored_status(state.manifest), status, field_manager=FIELD_MANAGER)
