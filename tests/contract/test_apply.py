@@ -28,7 +28,12 @@ async def test_a_new_object_gets_identity_and_generation(store: ObjectStore, tra
 async def test_defaults_are_filled_in(store: ObjectStore, training_run: Make) -> None:
     created = await store.apply(training_run(), field_manager="test")
     assert created["spec"]["size"] == "nano"
-    assert created["spec"]["workers"] == {"min": 1, "max": 1, "resources": {"cpu": 1, "gpu": 0, "memory": "2Gi"}}
+    assert created["spec"]["workers"] == {
+        "min": 1,
+        "max": 1,
+        "resources": {"cpu": 1, "gpu": 0, "memory": "2Gi"},
+        "split": "Even",
+    }
     assert "status" not in created
 
 
