@@ -85,6 +85,12 @@ class BareNode:
             hierarchy.leave(self.name, LEAVE_TIMEOUT_SECONDS)
         await self._wait_unplugged()
         if (self.directory / MARKER).exists():
+            # The marker goes last: without it a removal that is cut short could not be taken up again.
+            for entry in self.directory.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != MARKER:
+                    entry.unlink()
             shutil.rmtree(self.directory)
 
     def want(self, programs: list[str]) -> None:
