@@ -21,6 +21,7 @@ import pytest
 
 from belvedere_operators.controllers.context import Context, Settings
 from belvedere_operators.controllers.endpoints.controller import endpoints_controller
+from belvedere_operators.manifests.ownership import service_labels
 from belvedere_operators.runtime import Caches, ControlPlane, SystemClock
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
@@ -133,7 +134,7 @@ class World:
             "applications": [application],
         }
         await self.put(config)
-        labels = {"belvedere.dev/service": "echo", "belvedere.dev/version": "v1"}
+        labels = service_labels("echo", "v1")
         manifest: dict[str, Any] = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {}}
         manifest["metadata"] = {"name": NAME, "namespace": "default", "labels": labels}
         await self.store.apply(manifest, field_manager="test")
