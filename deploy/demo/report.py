@@ -40,11 +40,11 @@ def write_report(demo: Demo, narrator: Narrator, bench: Path | None) -> None:
     report["quick"] = demo.quick
     report["rss_control_plane_mib"] = control_plane_rss_mib(demo)
     (demo.output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False, default=str) + "\n")
+    if bench is not None:
+        write_demo_benchmark(bench, demo_results(report), seconds=report["seconds"])
     (demo.output / "report.html").write_text(render(demo))
     for kind in ("trainingruns", "modelversions", "engines", "modelservices"):
         demo.control.run("get", kind)
-    if bench is not None:
-        write_demo_benchmark(bench, demo_results(report), seconds=report["seconds"])
 
 
 def control_plane_rss_mib(demo: Demo) -> float:

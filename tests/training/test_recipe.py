@@ -17,7 +17,7 @@ from belvedere_training.config import RunConfig, read_config, resolve
 from belvedere_training.model.config import TOWERS, ModelConfig, VitConfig
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import encode
-from belvedere_training.recipe import prepare, train
+from belvedere_training.recipe import prepare, train, watched_split
 from belvedere_training.step import Diverged
 from belvedere_training.world import LocalWorld
 
@@ -45,6 +45,13 @@ def test_a_checkpoint_of_another_configuration_is_left_alone(
     prepare(resolve(run_config(), store), store, LocalWorld(tmp_path, cores=1)).run(until=32)
     other = resolve(run_config(seed=1), store)
     assert prepare(other, store, LocalWorld(tmp_path, cores=1)).progress.pairs == 0
+
+
+def test_the_split_that_a_gate_judges_is_watched_while_training() -> None:
+    splits = ("hard_style", "heldout_concepts", "heldout_style")
+    assert watched_split(splits, ["loss", "heldout_style_en_r1", "hard_style_en_r1"]) == "heldout_style"
+    assert watched_split(splits, []) == "hard_style"
+    assert watched_split((), ["heldout_style_en_r1"]) is None
 
 
 @pytest.mark.slow

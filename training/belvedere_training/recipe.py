@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,9 +67,16 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
         stepper.share_out(checkpoint.counts)
     if world.rank == 0 and corpus.skipped:
         world.say({"event": "skipped", "samples": len(corpus.skipped), "reasons": corpus.skipped[:8]})
-    # The first split that is held out is evaluated while training, the others at the end.
-    quick = {split: load_split(folder, split) for split in held_out_splits(folder)[:1]} if world.rank == 0 else {}
+    # One split is evaluated while training, the others at the end.
+    watched = watched_split(held_out_splits(folder), [gate.metric for gate in config.evaluation.gates])
+    quick = {watched: load_split(folder, watched)} if watched and world.rank == 0 else {}
     return Loop(config, world, stepper, checkpoint.progress if checkpoint else Progress(), quick)
+
+
+def watched_split(splits: Sequence[str], metrics: Sequence[str]) -> str | None:
+    """Return the split that the first gate judges, or the first of all; None where nothing is held out."""
+    judged = (split for metric in metrics for split in splits if metric.startswith(f"{split}_"))
+    return next(judged, next(iter(splits), None))
 
 
 def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) -> Descriptor | None:
@@ -78,7 +86,7 @@ def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) ->
     folder = data_folder(config, store, world)
     model, progress = loop.stepper.model.to("cpu"), loop.progress
     with all_cores(world):
-        others = {split: load_split(folder, split) for split in held_out_splits(folder)[1:]}
+        others = {split: load_split(folder, split) for split in held_out_splits(folder) if split not in loop.quick}
         metrics = evaluate(model, loop.stepper.tokenizer, {**loop.quick, **others})
     short = {name: value for name, value in metrics.items() if "_t2i_" not in name and "_i2t_" not in name}
     progress.recall_curve.append({"pairs": progress.pairs, **short})
