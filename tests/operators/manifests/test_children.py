@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from belvedere_operators.manifests.disruption import disruption_budget
 from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
@@ -101,6 +102,21 @@ def test_the_route_is_what_the_gateway_reads(owner, spec):
     assert [(one.version, one.weight) for one in route.versions] == [("v1", 90), ("v2", 10)]
     assert route.shadow is not None
     assert (route.shadow.candidate, route.shadow.percent) == ("v2", 20)
+
+
+@pytest.mark.parametrize(("replicas", "kept"), [(3, 2), (1, 0), (0, 0)])
+def test_all_but_one_replica_of_the_stable_version_outlast_a_drain(owner, replicas, kept):
+    asked = ModelService.model_validate({**owner, "spec": {**owner["spec"], "scaling": {"maxReplicas": 3}}}).spec
+    budget = disruption_budget(owner, asked, stable="v1", replicas=replicas)
+    assert budget["spec"]["minAvailable"] == kept
+    # Kubernetes would ask the pods' owner for its scale, which a RayCluster does not have, and refuse every eviction.
+    assert "maxUnavailable" not in budget["spec"]
+    selected = budget["spec"]["selector"]["matchLabels"]
+    assert (selected["belvedere.dev/version"], selected["belvedere.dev/role"]) == ("v1", "replica")
+
+
+def test_a_service_that_never_has_two_replicas_holds_up_no_drain(owner, spec):
+    assert disruption_budget(owner, spec, stable="v1", replicas=1) is None
 
 
 def test_weights_that_are_no_whole_are_a_defect(owner, spec):

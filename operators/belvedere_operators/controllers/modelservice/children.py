@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
             for manifest in _servers(state, journal, version, replicas, settings)
         ),
         rule=_rule(state, journal),
-        budget=disruption_budget(state.manifest, state.spec) if journal.stable is not None else None,
+        budget=_budget(state, journal, desired),
         surplus=tuple(found for version, found in sorted(state.servers.items()) if version not in desired),
     )
 
@@ -96,6 +97,12 @@ def _rule(state: State, journal: Journal) -> Manifest | None:
     if journal.stable is None:
         return None
     return prometheus_rule(state.manifest, state.spec, stable=journal.stable, candidate=_watched(state, journal))
+
+
+def _budget(state: State, journal: Journal, desired: Mapping[str, int]) -> Manifest | None:
+    if journal.stable is None or journal.stable not in desired:
+        return None
+    return disruption_budget(state.manifest, state.spec, stable=journal.stable, replicas=desired[journal.stable])
 
 
 def _watched(state: State, journal: Journal) -> str | None:
