@@ -13,7 +13,7 @@ from belvedere_operators.controllers.endpoints.decide import (
     decide,
     replicas_asked,
 )
-from belvedere_operators.controllers.endpoints.replicas import replicas_of
+from belvedere_operators.controllers.endpoints.replicas import controller_of, replicas_of
 from belvedere_operators.controllers.reading import find
 from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.runtime import After, Controller, Key, Watched, label_keys
@@ -69,7 +69,8 @@ class EndpointsReconciler:
             return None
         self._silent.discard(key)
         existing = await self._context.store.list(ENDPOINT_SLICE, key.namespace, labels={RAY_SERVICE_LABEL: key.name})
-        return decide(ray_service, replicas_of(details, application_names(ray_service)), existing.items)
+        found = replicas_of(details, application_names(ray_service))
+        return decide(ray_service, found, existing.items, controller_of(details))
 
     async def _apply(self, key: Key, decision: Decision) -> None:
         for one in decision.apply:

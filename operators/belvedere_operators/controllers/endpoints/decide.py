@@ -16,6 +16,7 @@ VERSION_LABEL = "belvedere.dev/version"
 RAY_SERVICE_LABEL = "belvedere.dev/ray-service"
 REPLICA_ANNOTATION = "belvedere.dev/replica"
 PREFIX_ANNOTATION = "belvedere.dev/http-path-prefix"
+CONTROLLER_ANNOTATION = "belvedere.dev/serve-controller"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,14 @@ def slice_name(ray_service: str, replica_id: str) -> str:
     return f"{ray_service}-{hashlib.sha256(replica_id.encode()).hexdigest()[:10]}"
 
 
-def decide(ray_service: Manifest, replicas: Iterable[Replica], existing: Iterable[Manifest]) -> Decision:
-    """Return what must change so that each replica that can be reached has one slice."""
+def decide(
+    ray_service: Manifest, replicas: Iterable[Replica], existing: Iterable[Manifest], controller: str = ""
+) -> Decision:
+    """Return what must change so that each replica that can be reached has one slice, as the Serve controller names them.
+
+    A Ray head that was killed is followed by one whose controller knows of no replica, while those of its predecessor still
+    answer, for about a minute: they stay until the new controller has one to take their place.
+    """
     metadata, replicas = ray_service["metadata"], list(replicas)
     before = {one["metadata"]["name"]: one for one in existing}
     wanted: dict[str, Manifest] = {}
@@ -47,13 +54,18 @@ def decide(ray_service: Manifest, replicas: Iterable[Replica], existing: Iterabl
         name = slice_name(metadata["name"], replica.replica_id)
         ports = _ports(replica, before.get(name))
         if ports:
-            wanted[name] = endpoint_slice(metadata, name, replica, ports)
+            wanted[name] = endpoint_slice(metadata, name, replica, ports, controller)
     changed = tuple(one for name, one in sorted(wanted.items()) if not _same(one, before.get(name)))
-    return Decision(
-        apply=changed,
-        remove=tuple(sorted(set(before) - set(wanted))),
-        num_ready=sum(replica.ready for replica in replicas),
-    )
+    num_ready = sum(replica.ready for replica in replicas)
+    gone = set(before) - set(wanted)
+    if num_ready == 0 and replicas_asked(ray_service):
+        gone -= {name for name in gone if _outlived_its_controller(before[name], controller)}
+    return Decision(apply=changed, remove=tuple(sorted(gone)), num_ready=num_ready)
+
+
+def _outlived_its_controller(endpoint: Manifest, controller: str) -> bool:
+    annotations: Mapping[str, str] = endpoint["metadata"].get("annotations", {})
+    return annotations.get(CONTROLLER_ANNOTATION, controller) != controller
 
 
 def replicas_asked(ray_service: Manifest) -> int:
@@ -70,12 +82,16 @@ def _ports(replica: Replica, before: Manifest | None) -> list[dict[str, Any]]:
     return [{"name": name, "port": port, "protocol": "TCP"} for name, port in given.items() if port is not None]
 
 
-def endpoint_slice(metadata: Mapping[str, Any], name: str, replica: Replica, ports: list[dict[str, Any]]) -> Manifest:
+def endpoint_slice(
+    metadata: Mapping[str, Any], name: str, replica: Replica, ports: list[dict[str, Any]], controller: str = ""
+) -> Manifest:
     """Return the EndpointSlice of one replica."""
     labels = {key: value for key, value in metadata.get("labels", {}).items() if key.startswith("belvedere.dev/")}
     annotations = {REPLICA_ANNOTATION: replica.replica_id}
     if replica.path_prefix != "/":
         annotations[PREFIX_ANNOTATION] = replica.path_prefix
+    if controller:
+        annotations[CONTROLLER_ANNOTATION] = controller
     return {
         "apiVersion": ENDPOINT_SLICE.api_version,
         "kind": ENDPOINT_SLICE.kind,

@@ -57,6 +57,11 @@ def replicas_of(details: Mapping[str, Any], applications: Iterable[str]) -> list
     return sorted(found, key=lambda replica: replica.replica_id)
 
 
+def controller_of(details: Mapping[str, Any]) -> str:
+    """Return which Serve controller gives the account; empty while a head has none yet."""
+    return str((details.get("controller_info") or {}).get("actor_id") or "")
+
+
 def _loopback(details: Mapping[str, Any]) -> str | None:
     """Return the address of replicas that listen on loopback only; Ray names the machine's outer address even then."""
     host = str(details.get("http_options", {}).get("host") or "")

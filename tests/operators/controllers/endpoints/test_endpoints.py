@@ -60,9 +60,10 @@ class Services:
             raise httpx.ConnectError("connection refused", request=request)
         return httpx.Response(200, json=self.answer)
 
-    async def apply(self, name: str = KEY.name) -> None:
+    async def apply(self, name: str = KEY.name, replicas: int = 0) -> None:
         labels = {"belvedere.dev/service": "emoji", "belvedere.dev/version": "v1"}
-        manifest = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": {"serveConfigV2": "{}"}}
+        spec = {"serveConfigV2": "{}", "rayClusterConfig": {"workerGroupSpecs": [{"replicas": replicas}]}}
+        manifest: dict[str, Any] = {"apiVersion": "ray.io/v1", "kind": "RayService", "spec": spec}
         manifest["metadata"] = {"name": name, "namespace": "default", "labels": labels}
         await self.bench.store.apply(manifest, field_manager="test")
         cluster = {"head": {"serviceIP": "10.0.0.1"}, "endpoints": {"dashboard": "8265"}}
@@ -139,6 +140,34 @@ async def test_slices_stay_while_the_dashboard_is_silent(services: Services) -> 
     await services.look(details([replica("a")], {"a": (1, 2)}))
     assert await services.look(None) == After(1.0)
     assert len(await services.slices()) == 1
+
+
+def by(controller: str, answer: dict[str, Any]) -> dict[str, Any]:
+    return {**answer, "controller_info": {"actor_id": controller} if controller else {}}
+
+
+async def test_replicas_outlive_the_head_that_started_them_until_the_next_has_one(services: Services) -> None:
+    await services.apply(replicas=1)
+    await services.look(by("one", details([replica("a")], {"a": (1, 2)})))
+    # The next head knows nothing at first, then that a replica starts.
+    for answer in ({}, by("two", details([], {})), by("two", details([replica("b", "STARTING")], {}))):
+        await services.look(answer)
+        assert set(await services.slices()) == {slice_name("emoji-v1", "a")}
+    await services.look(by("two", details([replica("b")], {"b": (1, 2)})))
+    assert set(await services.slices()) == {slice_name("emoji-v1", "b")}
+
+
+async def test_a_replica_that_its_own_head_lost_goes_at_once(services: Services) -> None:
+    await services.apply(replicas=1)
+    await services.look(by("one", details([replica("a")], {"a": (1, 2)})))
+    await services.look(by("one", details([], {})))
+    assert await services.slices() == {}
+
+
+async def test_no_replica_outlives_its_head_when_none_is_asked_for(services: Services) -> None:
+    await services.look(by("one", details([replica("a")], {"a": (1, 2)})))
+    await services.look(by("two", details([], {})))
+    assert await services.slices() == {}
 
 
 async def test_slices_go_with_their_service(services: Services) -> None:
