@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton bench-serving
+.PHONY: help setup demo down test check format bench bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton bench-serving
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -55,7 +55,11 @@ helm-values: ## write the table of the chart's values
 format: ## format the code
 	ruff format . && ruff check --fix .
 
-bench: bench-demo bench-operator bench-training bench-serving ## every benchmark
+bench: bench-demo bench-operator bench-training bench-serving bench-cluster ## every benchmark
+
+bench-cluster: ## faults under a service on a cluster, a bare node or BELVEDERE_TEST_KUBECONFIG's: build/bench/cluster.json
+	@deploy/setup/setup.sh --with-helm
+	@python deploy/benchmarks/cluster_bench.py --output build/bench/cluster.json $(BENCH_ARGS)
 
 bench-training: setup ## the model and its training: step beside OpenCLIP's, parts, explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
 	@python deploy/benchmarks/training_bench.py --output build/bench/training.json $(BENCH_ARGS)

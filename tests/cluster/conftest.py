@@ -1,22 +1,24 @@
-"""A real cluster for the tests of this folder: the one that BELVEDERE_TEST_KUBECONFIG names, else a bare node for this run."""
+"""A real cluster for the tests of this folder, and on it Belvedere, brought to a point of its story once for all tests.
+
+The cluster is the one that BELVEDERE_TEST_KUBECONFIG names, else a bare node for this run. BELVEDERE_TEST_NAMESPACE names a
+namespace that is kept: a test that is run again there goes on with what an earlier run left.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-ROOT = Path(__file__).parents[2]
-BARE_NODE = [sys.executable, str(ROOT / "deploy" / "cluster" / "bare_node.py")]
-PATIENCE_SECONDS = 240
+from .cluster import PATIENCE_SECONDS, Cluster, restricted_namespace
+from .figures import Figures
+from .node import BARE_NODE, ROOT
+from .release import Release, built, imported, model_service, training_run
 
 
 def require_cluster_tests() -> None:
@@ -32,49 +34,6 @@ def require_bare_node() -> None:
         pytest.skip("a bare node needs root")
     if subprocess.run([*BARE_NODE, "ready"], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("the node is not built: make cluster-up")
-
-
-class Cluster:
-    """kubectl on the cluster under test."""
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self.kubeconfig = kubeconfig
-
-    def kubectl(self, *arguments: str, given: str | None = None) -> str:
-        """Return what kubectl prints; fails the test with what it complains about."""
-        done = subprocess.run(
-            ["kubectl", f"--kubeconfig={self.kubeconfig}", *arguments], input=given, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"kubectl {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
-        """Return an object."""
-        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-n", namespace, "-o", "json"))
-        return found
-
-    def apply(self, *manifests: Mapping[str, Any], namespace: str) -> None:
-        """Apply objects to a namespace."""
-        text = yaml.safe_dump_all([dict(manifest) for manifest in manifests])
-        self.kubectl("apply", "--server-side", "-n", namespace, "-f", "-", given=text)
-
-    def wait(self, kind: str, name: str, namespace: str, condition: str, seconds: int = PATIENCE_SECONDS) -> None:
-        """Return when `kubectl wait --for=CONDITION` does; fails with what the cluster says of the namespace."""
-        until = (f"--for={condition}", f"--timeout={seconds}s")
-        done = subprocess.run(
-            ["kubectl", f"--kubeconfig={self.kubeconfig}", "wait", kind, name, "-n", namespace, *until],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{kind}/{name} is not {condition}: {done.stderr}\n{self.describe(namespace)}"
-
-    def describe(self, namespace: str) -> str:
-        """Return what one wants to read when something in a namespace went wrong."""
-        parts = [
-            self.kubectl("get", "all,rayjobs,rayservices,rayclusters", "-n", namespace, "-o", "wide"),
-            self.kubectl("get", "events", "-n", namespace, "--sort-by=.lastTimestamp"),
-        ]
-        return "\n".join(parts)[-8000:]
 
 
 @pytest.fixture(scope="session")
@@ -101,10 +60,84 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
+def node(cluster: Cluster) -> Path:
+    """The directory of the bare node under test; skips on another cluster, whose programs are not ours to stop."""
+    directory = cluster.kubeconfig.parent
+    if not (directory / "config" / "plan.json").exists():
+        pytest.skip("the cluster under test is no bare node")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def figures() -> Iterator[Figures]:
+    """What is measured on the way, written to the file that BELVEDERE_TEST_FIGURES names."""
+    measured = Figures()
+    yield measured
+    if path := os.environ.get("BELVEDERE_TEST_FIGURES"):
+        measured.write(Path(path))
+
+
+@pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace of this test's own, in which pods must be as restricted as Kubernetes knows; deleted afterwards."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    cluster.apply(restricted_namespace(name))
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=true", f"--timeout={PATIENCE_SECONDS}s")
+
+
+@pytest.fixture(scope="session")
+def release(cluster: Cluster, figures: Figures) -> Iterator[Release]:
+    """The chart, installed from nothing into a namespace in which pods must be as restricted as Kubernetes knows."""
+    kept = os.environ.get("BELVEDERE_TEST_NAMESPACE")
+    namespace = kept or f"belvedere-{uuid.uuid4().hex[:6]}"
+    cluster.apply(restricted_namespace(namespace))
+    release = Release(cluster=cluster, namespace=namespace)
+    begun = time.monotonic()
+    release.chart("upgrade", "--install", "--wait", "--timeout=5m")
+    if not kept:
+        figures.note("helm_install_seconds", time.monotonic() - begun, "helm install --wait, images on the node")
+    yield release
+    if not kept:
+        release.helm("uninstall", "belvedere", "--ignore-not-found")
+        cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=300s")
+
+
+@pytest.fixture(scope="session")
+def data(release: Release) -> str:
+    """A data set that was built by a Job of the cluster."""
+    release.job("build-shapes", "belvedere", "data", "build", "shapes")
+    return "shapes"
+
+
+@pytest.fixture(scope="session")
+def version(release: Release, data: str) -> str:
+    """A version that was trained in Ray pods under KubeRay."""
+    name = "shapes-v1"
+    release.apply(training_run(name, data))
+    release.wait("trainingrun", name, "jsonpath={.status.phase}=Succeeded")
+    release.wait("modelversion", name, "condition=Ready", 120)
+    return name
+
+
+@pytest.fixture(scope="session")
+def engine(release: Release, version: str) -> str:
+    """The version's engine, built by a Job."""
+    return built(release, version)
+
+
+@pytest.fixture(scope="session")
+def service(release: Release, version: str, engine: str) -> str:
+    """A service that is ready, of the version unless an earlier run left it at another."""
+    if not release.names("modelservices"):
+        release.apply(model_service(version))
+    release.wait("modelservice", "shapes", "condition=Ready", 600)
+    return "shapes"
+
+
+@pytest.fixture(scope="session")
+def candidate(release: Release, version: str) -> str:
+    """Another version, of the same artifact."""
+    name = "shapes-v2"
+    imported(release, f"models/{version}", name)
+    return name

@@ -16,7 +16,8 @@ import pytest
 
 from belvedere_operators.executors.identity import Identity, find_instance
 
-from .conftest import BARE_NODE, ROOT, Cluster, require_bare_node
+from .conftest import require_bare_node
+from .node import BARE_NODE, ROOT, run, start_program, stop_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -81,10 +82,6 @@ def assert_no_trace(before: dict[str, set[str]], directory: Path) -> None:
         assert new - (others - own) == set(), what
 
 
-def run(command: str, directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BARE_NODE, command, *more, "--directory", str(directory)], capture_output=True, text=True)
-
-
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory of this test's own, in which nothing runs afterwards."""
@@ -125,19 +122,16 @@ def test_one_that_was_killed_while_it_started_leaves_no_trace(directory: Path) -
     assert_no_trace(before, directory)
 
 
-def test_a_program_that_dies_is_started_again_and_a_stopped_one_is_not(cluster: Cluster) -> None:
-    directory = cluster.kubeconfig.parent
-    if not (directory / "config" / "plan.json").exists():
-        pytest.skip("the cluster under test is no bare node")
-    plan = json.loads((directory / "config" / "plan.json").read_text())
-    assert run("stop", directory, "kube-scheduler").returncode == 0
-    wait_until(lambda: not runs(directory, plan, "kube-scheduler"))
-    assert run("start", directory, "kube-scheduler").returncode == 0
-    wait_until(lambda: runs(directory, plan, "kube-scheduler"))
-    for member in runs(directory, plan, "kube-scheduler"):
+def test_a_program_that_dies_is_started_again_and_a_stopped_one_is_not(node: Path) -> None:
+    plan = json.loads((node / "config" / "plan.json").read_text())
+    stop_program(node, "kube-scheduler")
+    wait_until(lambda: not runs(node, plan, "kube-scheduler"))
+    start_program(node, "kube-scheduler")
+    wait_until(lambda: runs(node, plan, "kube-scheduler"))
+    for member in runs(node, plan, "kube-scheduler"):
         member.send(signal.SIGKILL)
-    wait_until(lambda: "kube-scheduler -9" in (directory / "ended").read_text())
-    wait_until(lambda: runs(directory, plan, "kube-scheduler"))
+    wait_until(lambda: "kube-scheduler -9" in (node / "ended").read_text())
+    wait_until(lambda: runs(node, plan, "kube-scheduler"))
 
 
 def runs(directory: Path, plan: dict[str, dict[str, list[str]]], program: str) -> list[Identity]:

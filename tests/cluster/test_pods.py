@@ -7,16 +7,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import Cluster
+from .cluster import POD, RESTRICTED, Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-
-RESTRICTED = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
-POD = {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def pod(

@@ -184,3 +184,16 @@ def test_a_service_is_scaled_within_its_rules(kubectl: Kubectl) -> None:
     assert found.stdout == str(most)
     refused = kubectl("scale", "modelservice", name, f"--replicas={most + 1}")
     assert "must not be greater than scaling.maxReplicas" in refused.stderr
+
+
+def test_our_verbs_are_a_plugin_of_kubectl(kubeconfig: Path, kubectl: Kubectl, monkeypatch: pytest.MonkeyPatch) -> None:
+    (service,) = documents(*SERVICE)
+    name = service["metadata"]["name"]
+    assert kubectl("apply", "--server-side", "--filename", str(QUICKSTART / "04-service.yaml")).returncode == 0
+    found = json.loads(kubectl("get", "modelservice", name, "--output=json").stdout)
+    # A plugin is found by its name, which must be the first word; so the cluster is named by the environment.
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    told = ("get", "modelservices", "--namespace", found["metadata"]["namespace"])
+    listed = subprocess.run(["kubectl", "belvedere", *told], capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert name in listed.stdout

@@ -1,0 +1,31 @@
+"""The end of the story: what is deleted leaves no object behind. It runs after whatever needs the service."""
+
+from __future__ import annotations
+
+import pytest
+
+from .release import Release
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+OUR_KINDS = "trainingruns,modelversions,engines,modelservices"
+CHILDREN = (
+    "rayjobs,rayservices,rayclusters,jobs,deployments,pods,endpointslices,configmaps,prometheusrules,services,"
+    "podmonitors,poddisruptionbudgets,persistentvolumeclaims,secrets,leases,roles,rolebindings,networkpolicies"
+)
+
+
+# What Helm does not know of: the operator made them, and another that is installed there may go on with them.
+KEPT = {"secret/belvedere-alerts", "lease.coordination.k8s.io/belvedere-operator"}
+
+
+def test_what_is_deleted_leaves_nothing(release: Release, service: str) -> None:
+    for kind in OUR_KINDS.split(","):
+        release.cluster.kubectl("delete", kind, "--all", "-n", release.namespace, "--timeout=300s")
+    for kind in ("rolebinding", "role", "serviceaccount"):
+        release.cluster.kubectl("delete", kind, "importer", "-n", release.namespace, "--ignore-not-found")
+    release.cluster.kubectl("delete", "jobs", "--all", "-n", release.namespace, "--timeout=300s")
+    release.helm("uninstall", "belvedere", "--wait", "--timeout=5m")
+    for kind in ("pods", "rayclusters"):
+        release.cluster.kubectl("wait", kind, "--all", "--for=delete", "-n", release.namespace, "--timeout=300s")
+    assert release.names(f"{OUR_KINDS},{CHILDREN}") == KEPT

@@ -1,0 +1,95 @@
+"""The chart's roles beside what the API server's audit log says was asked: nothing missing, and after the whole story nothing unused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from . import test_belvedere, test_nothing_left
+from .release import Release
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+Right = tuple[str, str, str]
+"""API group, resource, verb."""
+COMPONENTS = ("operator", "gateway")
+UNUSED: set[Right] = {
+    # Asked only by clusters that enforce who may block an owner's deletion, such as OpenShift.
+    *(("belvedere.dev", f"{plural}/finalizers", "update") for plural in ("trainingruns", "modelversions")),
+    *(("belvedere.dev", f"{plural}/finalizers", "update") for plural in ("engines", "modelservices")),
+    ("ray.io", "rayservices/finalizers", "update"),
+    ("apps", "deployments/finalizers", "update"),
+    # Triton's, which this story does not start: tests/helm does.
+    *(
+        (group, kind, verb)
+        for group, kind in (("apps", "deployments"), ("", "services"))
+        for verb in ("create", "patch", "delete")
+    ),
+}
+
+
+def asked(log: Path, user: str) -> Iterator[tuple[Right, int]]:
+    """Give each request of a user as the right that it needs, with the answer's code."""
+    for line in log.read_text().splitlines():
+        event: dict[str, Any] = json.loads(line)
+        what = event.get("objectRef")
+        if event["user"]["username"] != user or what is None:
+            continue
+        resource = "/".join(filter(None, (what["resource"], what.get("subresource"))))
+        code = int(event.get("responseStatus", {}).get("code", 0))
+        yield (what.get("apiGroup", ""), resource, event["verb"]), code
+        if event["verb"] == "patch" and code == 201:  # server-side apply of what was not there
+            yield (what.get("apiGroup", ""), resource, "create"), code
+
+
+def granted(release: Release, component: str) -> set[Right]:
+    """Return the rights that the chart's roles give to a component."""
+    roles = [one for one in yaml.safe_load_all(release.chart("template")) if one and one["kind"] == "Role"]
+    rules = [
+        rule
+        for role in roles
+        if role["metadata"]["labels"]["app.kubernetes.io/component"] == component
+        for rule in role["rules"]
+    ]
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def used(release: Release, node: Path, component: str) -> list[tuple[Right, int]]:
+    """Return what a component asked, up to the end of its roles: Helm takes these away before the pods have ended."""
+    user = f"system:serviceaccount:{release.namespace}:belvedere-{component}"
+    requests = list(asked(node / "logs" / "audit.log", user))
+    while requests and requests[-1][1] == 403:
+        requests.pop()
+    return requests
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_nothing_was_asked_that_the_roles_do_not_give(release: Release, node: Path, component: str) -> None:
+    requests = used(release, node, component)
+    assert requests
+    assert {right for right, code in requests if code == 403} == set()
+    assert {right for right, _ in requests} <= granted(release, component)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_after_the_whole_story_every_right_was_used(
+    release: Release, node: Path, component: str, request: pytest.FixtureRequest
+) -> None:
+    told = {item.name for item in request.session.items}
+    chapters = [name for module in (test_belvedere, test_nothing_left) for name in vars(module)]
+    untold = [name for name in chapters if name.startswith("test_") and name not in told]
+    if untold:
+        pytest.skip(f"the story was not told whole: {untold[0]} is not among the tests of this run")
+    unused = granted(release, component) - {right for right, code in used(release, node, component) if code < 400}
+    assert unused == (UNUSED if component == "operator" else set())
