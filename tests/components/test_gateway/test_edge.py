@@ -19,50 +19,12 @@ from kubernetes import client, config
 
 from belvedere_platform.store.kubernetes import KubernetesStore
 
-from .conftest import Load
+from .traffic import Load
+from .wire import Wire
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 MANAGER = "belvedere-test"
-
-
-class Line:
-    """A TCP connection to the API server that can be cut, for all that use it at once."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.port = 0
-
-    async def restore(self) -> None:
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await self._server.wait_closed()
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(*self._target)
-        ends = {writer, far_writer}
-        self._writers |= ends
-        await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
-        self._writers -= ends
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while chunk := await reader.read(1 << 16):
-            writer.write(chunk)
-            await writer.drain()
-    except ConnectionError:
-        pass  # the line was cut
-    finally:
-        writer.transport.abort()
 
 
 def own_address() -> str:
@@ -95,20 +57,20 @@ def far(kubeconfig: Path) -> Any:
 
 
 @pytest.fixture
-async def line(far: Any) -> AsyncIterator[Line]:
+async def line(far: Any) -> AsyncIterator[Wire]:
     url = urlsplit(far["clusters"][0]["cluster"]["server"])
-    made = Line(url.hostname or "", url.port or 443)
-    await made.restore()
+    made = Wire(url.port or 443, host=url.hostname or "")
+    await made.open()
     yield made
-    await made.cut()
+    await made.close()
 
 
 @pytest.fixture
-def near(far: Any, line: Line, tmp_path: Path) -> Path:
+def near(far: Any, line: Wire, tmp_path: Path) -> Path:
     """A kubeconfig that goes over the line."""
     cluster = far["clusters"][0]["cluster"]
     cluster["tls-server-name"] = urlsplit(cluster["server"]).hostname
-    cluster["server"] = f"https://127.0.0.1:{line.port}"
+    cluster["server"] = f"https://127.0.0.1:{line.near_port}"
     path = tmp_path / "kubeconfig"
     path.write_text(yaml.safe_dump(far))
     return path
@@ -160,7 +122,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Any]:
 async def test_what_is_served_goes_on_without_the_cloud_and_a_change_is_applied_after(
     kubeconfig: Path,
     namespace: str,
-    line: Line,
+    line: Wire,
     near: Path,
     start: Any,
     servers: Any,
@@ -203,12 +165,12 @@ async def test_what_is_served_goes_on_without_the_cloud_and_a_change_is_applied_
 
     try:
         await load.more(20)
-        await line.cut()
+        await line.close()
         await weigh(v1=0, v2=100)
         await load.more(40)
         assert load.answers["ok", "v2"] == 0, "nobody could have told Envoy"
         began = asyncio.get_running_loop().time()
-        await line.restore()
+        await line.open()
         await until(answers_of_two, "the change to be applied", 60)
         print(f"applied {1000 * (asyncio.get_running_loop().time() - began):.0f} ms after the line was back")
     finally:
