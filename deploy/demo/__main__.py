@@ -8,9 +8,13 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from tritonclient.utils import InferenceServerException
@@ -58,7 +62,7 @@ def arguments() -> argparse.Namespace:
 
 
 async def tell(options: argparse.Namespace, console: Console) -> None:
-    """Bring the control plane up, tell the chapters, write the report."""
+    """Bring the control plane up, tell the chapters, write the report; leave nothing running unless told to keep it."""
     output: Path = options.output.resolve()
     home = output / "home"
     narrator = Narrator(console=console)
@@ -68,19 +72,14 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
         "BELVEDERE_ARTIFACTS": f"file://{home}/artifacts",
     }
     os.environ.update(environment)
-    started = False
-    demo: Demo | None = None
-    traffic = None
-    recorder: asyncio.Task[None] | None = None
-    store = None
-    try:
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(partial(take_down, home, narrator, options.keep))
         with narrator.chapter("Bring the control plane up"):
-            started = True
             await run_visibly(["belvedere", "up", "--home", str(home), "--gateway-port", str(options.port)], narrator)
         store = connect(environment["BELVEDERE_STORE"])
-        control = Control(home=home, store=store, narrator=narrator, environment=environment)
+        stack.push_async_callback(store.close)
         demo = Demo(
-            control=control,
+            control=Control(home=home, store=store, narrator=narrator, environment=environment),
             artifacts=ArtifactStore(environment["BELVEDERE_ARTIFACTS"]),
             output=output,
             address=f"127.0.0.1:{options.port}",
@@ -90,32 +89,10 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
             timeline=Timeline(store=store, name="emoji"),
         )
         recorder = asyncio.create_task(demo.timeline.record())
-        for title, chapter in CHAPTERS:
-            with narrator.chapter(title):
-                await chapter(demo)
-            if traffic is None and demo.samples:
-                traffic = demo.traffic = await start_traffic(demo)
-        demo.report["url"] = f"http://{demo.address}"
-        demo.report["backend"] = demo.backend
+        stack.push_async_callback(lambda: cancelled(recorder, *demo.faulty.values()))
+        await tell_chapters(demo, narrator, stack)
         with narrator.chapter("Report"):
             write_report(demo, narrator, options.bench)
-    finally:
-        for task in (recorder, *(demo.faulty.values() if demo is not None else ())):
-            if task is not None and not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-        if traffic is not None and traffic.returncode is None:
-            assert traffic.stdin is not None
-            traffic.stdin.close()
-            try:
-                await asyncio.wait_for(traffic.wait(), 15)
-            except TimeoutError:
-                traffic.kill()
-        if store is not None:
-            await store.close()
-        if started and not (options.keep and sys.exc_info()[0] is None):
-            await run_visibly(["belvedere", "down", "--home", str(home)], narrator)
     if options.keep:
         console.print(
             f"\nRunning: gateway http://127.0.0.1:{options.port}. Look around with\n"
@@ -123,6 +100,33 @@ async def tell(options: argparse.Namespace, console: Console) -> None:
             f"  belvedere infer text 'a red apple' --url http://127.0.0.1:{options.port}\nand stop it with  make down"
         )
     console.print(f"\nReport: {output / 'report.html'} and {output / 'report.json'}")
+
+
+async def tell_chapters(demo: Demo, narrator: Narrator, stack: AsyncExitStack) -> None:
+    """Tell one chapter after another. Traffic begins with the first samples to send, and ends with the stack."""
+    for title, chapter in CHAPTERS:
+        with narrator.chapter(title):
+            await chapter(demo)
+        if demo.traffic is None and demo.samples:
+            demo.traffic = await start_traffic(demo)
+            stack.push_async_callback(end_traffic, demo.traffic)
+    demo.report["url"] = f"http://{demo.address}"
+    demo.report["backend"] = demo.backend
+
+
+async def take_down(
+    home: Path, narrator: Narrator, keep: bool, failure: type[BaseException] | None, *_: object
+) -> None:
+    """Stop everything, unless it went well and is to be kept."""
+    if failure is not None or not keep:
+        await run_visibly(["belvedere", "down", "--home", str(home)], narrator)
+
+
+async def cancelled(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def run_visibly(words: list[str], narrator: Narrator) -> None:
@@ -157,14 +161,24 @@ async def start_traffic(demo: Demo) -> asyncio.subprocess.Process:
     )
 
 
+async def end_traffic(traffic: asyncio.subprocess.Process) -> None:
+    """Let the client process finish what it asked for, for a while."""
+    if traffic.returncode is not None:
+        return
+    assert traffic.stdin is not None
+    traffic.stdin.close()
+    try:
+        await asyncio.wait_for(traffic.wait(), 15)
+    except TimeoutError:
+        traffic.kill()
+
+
 def main() -> int:
     options = arguments()
     console = Console(highlight=False)
     os.chdir(ROOT)
     if (options.output / "home").exists():
         # What a demo that was killed left behind is stopped and cleared first: the story starts from nothing.
-        import subprocess
-
         subprocess.run(
             ["belvedere", "down", "--home", str(options.output / "home")],
             check=False,

