@@ -25,7 +25,9 @@ def test_what_is_deleted_leaves_nothing(release: Release, service: str) -> None:
     for kind in ("rolebinding", "role", "serviceaccount"):
         release.cluster.kubectl("delete", kind, "importer", "-n", release.namespace, "--ignore-not-found")
     release.cluster.kubectl("delete", "jobs", "--all", "-n", release.namespace, "--timeout=300s")
+    assert release.names(OUR_KINDS) == set()
     release.helm("uninstall", "belvedere", "--wait", "--timeout=5m")
     for kind in ("pods", "rayclusters"):
         release.cluster.kubectl("wait", kind, "--all", "--for=delete", "-n", release.namespace, "--timeout=300s")
-    assert release.names(f"{OUR_KINDS},{CHILDREN}") == KEPT
+    assert release.names(CHILDREN) == KEPT
+    assert "belvedere.dev" not in release.cluster.kubectl("get", "customresourcedefinitions", "-o", "name")
