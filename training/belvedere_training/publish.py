@@ -16,6 +16,7 @@ from belvedere_platform.artifacts import ArtifactKind, ArtifactStore, Descriptor
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.model.dual import DualStream, multiply_adds
 from belvedere_training.model.export import export_towers, preprocessing
+from belvedere_training.model.export_heads import export_heads
 from belvedere_training.model.files import save
 
 NUM_PARITY_PAIRS = 256
@@ -69,6 +70,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="belvedere-publish-") as folder:
         files: dict[str, Path | bytes] = {**save(model, tokenizer, Path(folder))}
         files |= export_towers(model)
+        files |= export_heads(model, tokenizer)
         files["preprocess.json"] = json.dumps(preprocessing(model.config), indent=1).encode()
         files["curves.json"] = json.dumps(publication.curves).encode()
         files |= evidence
