@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
+import queue
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -166,6 +168,24 @@ ERRORS: dict[str, tuple[str, str, list[Any], dict[str, Any], str]] = {
 STATUS = {"INVALID_ARGUMENT": "400", "NOT_FOUND": "404", "INTERNAL": "500"}
 
 
+def a_stream_answers_each_request(target: Target) -> None:
+    """Results and errors come in the stream, by the ids of their requests; an error ends nothing."""
+    heard: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    given = tensor("grpc", "TEXT", [b"red apple"])
+    with contextlib.closing(target.client("grpc")) as client:
+        client.start_stream(lambda result, error: heard.put((result, error)))
+        for number, model in enumerate(("embed_text", "embed_smell", "embed_text")):
+            client.async_stream_infer(model, [given], request_id=str(number))
+        answers = [heard.get(timeout=60) for _ in range(3)]
+        client.stop_stream()
+    expected = infer(target, "grpc", "embed_text", "TEXT", [b"red apple"]).as_numpy("EMBEDDING")
+    found = {result.get_response().id: result.as_numpy("EMBEDDING") for result, error in answers if error is None}
+    assert sorted(found) == ["0", "2"]
+    for vectors in found.values():
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    assert ["embed_smell" in str(error) for _, error in answers if error is not None] == [True]
+
+
 def errors_have_their_code_and_say_what_is_wrong(target: Target) -> None:
     for words, (model, name, values, options, code) in ERRORS.items():
         for protocol in PROTOCOLS:
@@ -306,6 +326,7 @@ CHECKS: tuple[Callable[[Target], None], ...] = (
     rows_keep_their_order_beside_other_requests,
     a_failing_input_fails_alone,
     asynchronous_clients_work,
+    a_stream_answers_each_request,
     errors_have_their_code_and_say_what_is_wrong,
     an_unknown_output_is_refused,
     malformed_bodies_get_a_v2_error,

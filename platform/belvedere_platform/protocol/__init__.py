@@ -6,12 +6,20 @@ Everything that parses raises `V2Error` and nothing else, whatever the bytes.
 
 from belvedere_platform.protocol.errors import Reason, V2Error, invalid
 from belvedere_platform.protocol.messages import (
+    ANSWER,
+    ATTRIBUTION,
+    CAPTION,
     EMBED_IMAGE,
     EMBED_TEXT,
     EMBEDDING,
+    EXPLAIN,
+    FINAL_RESPONSE,
     IMAGE,
     INPUT_OF,
+    MATCH,
+    SCORE,
     TEXT,
+    WANTS_EMPTY_FINAL,
     InferRequest,
     InferResponse,
     ModelMetadata,
@@ -23,13 +31,21 @@ from belvedere_platform.protocol.messages import (
 from belvedere_platform.protocol.tensors import BYTES, Tensor
 
 __all__ = [
+    "ANSWER",
+    "ATTRIBUTION",
     "BYTES",
+    "CAPTION",
     "EMBEDDING",
     "EMBED_IMAGE",
     "EMBED_TEXT",
+    "EXPLAIN",
+    "FINAL_RESPONSE",
     "IMAGE",
     "INPUT_OF",
+    "MATCH",
+    "SCORE",
     "TEXT",
+    "WANTS_EMPTY_FINAL",
     "InferRequest",
     "InferResponse",
     "ModelMetadata",

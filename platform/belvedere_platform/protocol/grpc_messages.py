@@ -27,6 +27,8 @@ METHODS = (
     *("CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
 )
 """What the model servers answer: V2, and of Triton's extensions configuration, statistics, index, and a refusal of shared memory."""
+STREAM_METHODS = ("ModelStreamInfer",)
+"""A stream of requests in, a stream of answers out."""
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -42,6 +44,8 @@ _CONTENTS = {
     BYTES: "bytes_contents",
 }
 
+_PARAMETER = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+
 
 def parse_message(kind: Any, raw: bytes) -> Any:
     """Return the protobuf message of this kind that the bytes hold."""
@@ -53,7 +57,11 @@ def parse_message(kind: Any, raw: bytes) -> Any:
 
 def parse_infer_request(raw: bytes) -> InferRequest:
     """Return the request in a serialized ModelInferRequest."""
-    message = parse_message(pb.ModelInferRequest, raw)
+    return read_infer_request(parse_message(pb.ModelInferRequest, raw))
+
+
+def read_infer_request(message: Any) -> InferRequest:
+    """Return the request in a ModelInferRequest."""
     return InferRequest(
         model_name=message.model_name,
         model_version=message.model_version,
@@ -80,6 +88,8 @@ def render_infer_response(response: InferResponse) -> Any:
     message = pb.ModelInferResponse(
         model_name=response.model_name, model_version=response.model_version, id=response.id
     )
+    for name, value in response.parameters.items():
+        setattr(message.parameters[name], _PARAMETER[type(value)], value)
     for tensor in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_output_contents.append(tensors.to_binary(tensor))

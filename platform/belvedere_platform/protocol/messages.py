@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
@@ -13,9 +13,12 @@ from belvedere_platform.protocol.tensors import BYTES, Tensor
 Parameter = bool | int | float | str
 
 EMBED_TEXT, EMBED_IMAGE = "embed_text", "embed_image"
-TEXT, IMAGE, EMBEDDING = "TEXT", "IMAGE", "EMBEDDING"
+MATCH, CAPTION, ANSWER, EXPLAIN = "match", "caption", "answer", "explain"
+TEXT, IMAGE, EMBEDDING, SCORE, ATTRIBUTION = "TEXT", "IMAGE", "EMBEDDING", "SCORE", "ATTRIBUTION"
 INPUT_OF = {EMBED_TEXT: TEXT, EMBED_IMAGE: IMAGE}
-"""The input name of each V2 model; every one of them answers with EMBEDDING."""
+"""The input name of each embedding model; every one of them answers with EMBEDDING."""
+FINAL_RESPONSE, WANTS_EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
+"""Parameters of Triton's decoupled models: of an answer, whether it is the last; of a request, whether an empty last one is sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +42,26 @@ class InferRequest:
 
     def input(self, name: str) -> Tensor:
         """Return the only input, which must have this name and hold BYTES of one dimension."""
-        if len(self.inputs) != 1 or self.inputs[0].name != name:
+        return self.all_inputs((name,))[0]
+
+    def all_inputs(self, names: Sequence[str]) -> tuple[Tensor, ...]:
+        """Return exactly these inputs in this order; each must hold as many BYTES in one dimension as the others."""
+        found = {tensor.name: tensor for tensor in self.inputs}
+        if len(self.inputs) != len(names) or set(found) != set(names):
             given = ", ".join(f"'{tensor.name[:64]}'" for tensor in self.inputs[:8]) or "none"
-            raise invalid(f"model '{self.model_name}' takes one input, '{name}'; given: {given}")
-        tensor = self.inputs[0]
-        if tensor.datatype != BYTES:
-            raise invalid(f"input '{name}' has datatype {tensor.datatype}; it must be {BYTES}")
-        if len(tensor.shape) != 1:
-            raise invalid(f"input '{name}' has shape {list(tensor.shape)}; it must be [n]")
-        return tensor
+            wanted = " and ".join(f"'{name}'" for name in names)
+            many = "one input" if len(names) == 1 else f"{len(names)} inputs"
+            raise invalid(f"model '{self.model_name}' takes {many}, {wanted}; given: {given}")
+        ordered = tuple(found[name] for name in names)
+        for tensor in ordered:
+            if tensor.datatype != BYTES:
+                raise invalid(f"input '{tensor.name}' has datatype {tensor.datatype}; it must be {BYTES}")
+            if len(tensor.shape) != 1:
+                raise invalid(f"input '{tensor.name}' has shape {list(tensor.shape)}; it must be [n]")
+        if len({tensor.shape for tensor in ordered}) > 1:
+            sizes = ", ".join(f"'{tensor.name}' has {tensor.shape[0]}" for tensor in ordered)
+            raise invalid(f"inputs differ in length: {sizes}; send pairs")
+        return ordered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +72,12 @@ class InferResponse:
     model_version: str
     outputs: tuple[Tensor, ...]
     id: str = ""
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        """Whether no other answer to the same request follows."""
+        return bool(self.parameters.get(FINAL_RESPONSE, True))
 
     @property
     def rows(self) -> int:

@@ -42,7 +42,8 @@ class ParityGate(Part):
 
     cosine_minimum: Annotated[float, Field(ge=-1, le=1, description="smallest cosine over all inputs")] = 0.98
     top1_agreement_minimum: Annotated[
-        float, Field(ge=0, le=1, description="share of retrievals with the same first answer")
+        float,
+        Field(ge=0, le=1, description="share of retrievals, matches and written words with the same first answer"),
     ] = 0.95
 
 
@@ -65,7 +66,7 @@ class EngineSpec(Part):
 
 
 class ParityReport(Part):
-    """Engine against source, on held-out inputs."""
+    """Engine against source, on held-out inputs. Of what is written, agreement is that of words."""
 
     cosine_min: float
     cosine_mean: float

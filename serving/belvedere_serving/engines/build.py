@@ -26,6 +26,7 @@ from belvedere_serving.engines.compiling import (
     prepare,
 )
 from belvedere_serving.engines.device import engine_tag, this_device, toolchain
+from belvedere_serving.engines.heads import build_heads
 from belvedere_serving.engines.runtime import Variant
 from belvedere_serving.engines.targets import variants_of
 
@@ -81,8 +82,10 @@ def build(
     with tempfile.TemporaryDirectory(prefix="belvedere-engine-") as scratch, one_torch_thread():
         bench = prepare(store, described, Path(scratch), gate, device, say)
         engine, candidates = _fastest(bench, variants)
+        heads = build_heads(bench.folder, bench.inputs, say)
         config = {
             **engine.figures,
+            "parity": {**engine.figures["parity"], **heads.parity},
             "curve": curve(bench, engine),
             "chosen": str(engine.variant),
             "candidates": candidates,
@@ -92,7 +95,8 @@ def build(
             "device": str(device),
             "parityGate": gate.model_dump(by_alias=True),
         }
-        descriptor = store.push(ArtifactKind.ENGINE, engine_files(bench, engine), config=config, tag=own_tag)
+        files = {**engine_files(bench, engine), **heads.files}
+        descriptor = store.push(ArtifactKind.ENGINE, files, config=config, tag=own_tag)
     return _tagged(store, _result(store, descriptor, own_tag, gate, reused=False), tag)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ class ExportFailed(BelvedereError):
 
 
 def export(program: Any, tower: str, target: Path) -> None:
-    """Write the program as ONNX and check it: inputs, outputs, a batch of any size. Raises ExportFailed."""
+    """Write a tower's program as ONNX and check it: inputs, outputs, a batch of any size. Raises ExportFailed."""
+    _check_interface(to_onnx(program, tower, (TOWER_INPUT[tower],), (EMBEDDING,), target), tower)
+
+
+def to_onnx(program: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], target: Path) -> Any:
+    """Write a program as ONNX with these names, and return its graph. Raises ExportFailed."""
     import onnx
     import torch
 
@@ -33,16 +39,16 @@ def export(program: Any, tower: str, target: Path) -> None:
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
-                input_names=[TOWER_INPUT[tower]],
-                output_names=[EMBEDDING],
+                input_names=list(inputs),
+                output_names=list(outputs),
             )
         assert exported is not None
         exported.save(target, external_data=False)
         model = onnx.load(target)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
-        raise ExportFailed(f"{tower} cannot be exported to ONNX opset {OPSET}: {error}") from error
-    _check_interface(model.graph, tower)
+        raise ExportFailed(f"{name} cannot be exported to ONNX opset {OPSET}: {error}") from error
+    return model.graph
 
 
 def _check_interface(graph: Any, tower: str) -> None:

@@ -92,6 +92,16 @@ class TextPreprocessor:
         """Return how many tokens the texts have together, as far as the model reads them."""
         return sum(len(self._tokenizer.encode(self._text(index, one)).ids) for index, one in enumerate(elements))
 
+    def ids(self, index: int, element: bytes) -> list[int]:
+        """Return the tokens of one text, as far as the model reads them."""
+        found: list[int] = self._tokenizer.encode(self._text(index, element)).ids
+        return found
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return the text of some tokens; marks of beginnings and ends are none of it."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def _text(self, index: int, element: bytes) -> str:
         if len(element) > self._max_bytes:
             raise invalid(f"text {index} has {len(element)} bytes; at most {self._max_bytes} are allowed")
@@ -112,11 +122,11 @@ class ImagePreprocessor:
         self._scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
         self._shift = (-np.array(recipe.mean, np.float32) / std)[:, None, None]
 
-    def __call__(self, elements: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        """Return pixels [n, 3, size, size]."""
+    def __call__(self, elements: Sequence[bytes], *, first: int = 0) -> npt.NDArray[np.float32]:
+        """Return pixels [n, 3, size, size]. `first`: the number of the first picture in its request, for errors."""
         pixels = np.empty((len(elements), 3, self._size, self._size), np.float32)
         for index, element in enumerate(elements):
-            square = np.asarray(fit_and_pad(self._decode(index, element), self._size))
+            square = np.asarray(fit_and_pad(self._decode(first + index, element), self._size))
             np.multiply(square.transpose(2, 0, 1), self._scale, out=pixels[index])
             pixels[index] += self._shift
         return pixels

@@ -36,27 +36,29 @@ class Runtime(Protocol):
         ...
 
 
+def onnx_session(path: Path, *, threads: int, bf16: bool = False) -> Any:
+    """Return ONNX Runtime's session of a file on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A waiting thread that spins takes the core of a replica beside it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if bf16:
+        options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CorruptData(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
 class OnnxRuntime:
     """Runs `NAME.onnx` files on the CPU, one session each."""
 
     def __init__(self, files: Mapping[str, Path], *, threads: int = 1, bf16: bool = False) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A waiting thread that spins takes the core of a replica beside it.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if bf16:
-            options.add_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16", "1")
-        options.log_severity_level = 4
-        try:
-            self._sessions = {
-                name: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-                for name, path in files.items()
-            }
-        except Exception as error:
-            raise CorruptData(f"ONNX Runtime cannot load {', '.join(map(str, files.values()))}: {error}") from error
+        self._sessions = {name: onnx_session(path, threads=threads, bf16=bf16) for name, path in files.items()}
 
     def run(self, model_name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Return the outputs for a batch."""

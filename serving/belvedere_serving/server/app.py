@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from ray import serve
 
 from belvedere_serving.server import engine_cache, service
 from belvedere_serving.server.config import ServerConfig
-from belvedere_serving.server.grpc_service import ANSWER_OF, GrpcAnswers, Serialized
+from belvedere_serving.server.grpc_service import ANSWER_OF, GrpcAnswers
+from belvedere_serving.server.grpc_stream import Serialized
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import RayMetrics
 
@@ -30,6 +32,12 @@ class _V2Server:
 
     def __serve_build_asgi_app__(self) -> V2HttpApp:
         return V2HttpApp(self._service)
+
+    async def ModelStreamInfer(self, requests: Any, grpc_context: Any) -> AsyncGenerator[Serialized]:
+        """Answer a stream of requests."""
+        async with contextlib.aclosing(self._grpc.stream(requests, grpc_context)) as answers:
+            async for answer in answers:
+                yield answer
 
     def check_health(self) -> None:
         """Tell Serve to replace this replica when its engine hangs."""

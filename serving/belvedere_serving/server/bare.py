@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -28,6 +28,13 @@ class _Servicer:
     def __init__(self, answers: GrpcAnswers) -> None:
         for name in ANSWER_OF:
             setattr(self, name, self._method(answers, name))
+        self._answers = answers
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[bytes]:
+        """Answer a stream of requests."""
+        async with contextlib.aclosing(self._answers.stream(requests, context)) as answers:
+            async for answer in answers:
+                yield answer.content
 
     @staticmethod
     def _method(answers: GrpcAnswers, name: str) -> Any:

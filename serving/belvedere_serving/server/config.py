@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -28,6 +28,11 @@ class ServerConfig(BaseModel):
     max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     request_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
+    max_running_texts: Annotated[int, Field(ge=1, le=1024)] = 16
+    cache_blocks: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    cache_block_size: Annotated[int, Field(ge=1, le=256)] = 16
+    cache_precision: Literal["fp32", "int8"] = "fp32"
+    feature_cache_mebibytes: Annotated[float, Field(ge=0, le=65536)] = 32
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> ServerConfig:

@@ -9,18 +9,21 @@ from google.protobuf import json_format
 from tritonclient.grpc import service_pb2 as pb
 
 from belvedere_platform.protocol import BYTES, ModelMetadata, Reason, TensorMetadata, V2Error
-from belvedere_serving.server.models import ServedModel
+from belvedere_serving.server.models import Model
 
 READY = "READY"
 
 
-def model_config(metadata: ModelMetadata, max_batch_size: int) -> dict[str, Any]:
+def model_config(metadata: ModelMetadata, max_batch_size: int, *, decoupled: bool = False) -> dict[str, Any]:
     """Return the configuration of a model in the form of Triton's ModelConfig.
 
     `max_batch_size` is 0 there, as it is for Triton's ensemble of the same name: the first dimension is the client's
     to choose, and how many inputs are run together is the server's affair. It stands in the parameters.
+    `decoupled`: over a stream a request may get several answers.
     """
+    policy = {"model_transaction_policy": {"decoupled": True}} if decoupled else {}
     return {
+        **policy,
         "name": metadata.name,
         "platform": metadata.platform,
         "max_batch_size": 0,
@@ -38,13 +41,13 @@ def _tensor(metadata: TensorMetadata) -> dict[str, Any]:
     return {"name": metadata.name, "data_type": f"TYPE_{kind}", "dims": list(metadata.shape)}
 
 
-def repository_index(models: Sequence[ServedModel], *, ready: bool) -> list[dict[str, str]]:
+def repository_index(models: Sequence[Model], *, ready: bool) -> list[dict[str, str]]:
     """Return the models with their states."""
     state = READY if ready else "UNAVAILABLE"
     return [{"name": model.name, "version": model.version, "state": state} for model in models]
 
 
-def statistics(models: Sequence[ServedModel]) -> dict[str, Any]:
+def statistics(models: Sequence[Model]) -> dict[str, Any]:
     """Return the counters of some models."""
     return {"model_stats": [model.statistics.as_json(model.name, model.version) for model in models]}
 

@@ -10,6 +10,7 @@ from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT
 from belvedere_serving.engines.loading import LoadedRuntime, load_runtime
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
+from belvedere_serving.generation.decoder import HeadPrograms, onnx_heads
 
 TOWERS = (EMBED_TEXT, EMBED_IMAGE)
 
@@ -21,6 +22,8 @@ class LoadedEngine:
     runtime: LoadedRuntime
     text: TextPreprocessor
     image: ImagePreprocessor
+    heads: HeadPrograms | None = None
+    """What sees both modalities; None where they never meet."""
 
 
 def cache_folder() -> Path:
@@ -44,4 +47,5 @@ def load(folder: Path, *, threads: int) -> LoadedEngine:
         runtime=runtime,
         text=TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.text),
         image=ImagePreprocessor(recipe.image),
+        heads=onnx_heads(folder, threads=threads),
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -15,6 +14,7 @@ from belvedere_platform.protocol import Reason, V2Error
 from belvedere_platform.protocol.grpc_messages import (
     METHODS,
     SERVICE,
+    STREAM_METHODS,
     parse_infer_request,
     parse_message,
     render_infer_response,
@@ -22,6 +22,7 @@ from belvedere_platform.protocol.grpc_messages import (
     render_server_metadata,
 )
 from belvedere_serving.server import describe
+from belvedere_serving.server.grpc_stream import Serialized, answer_stream
 from belvedere_serving.server.http_app import DEADLINE_HEADER, timeout_of
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import SERVER_TIMING
@@ -33,17 +34,6 @@ REFLECTED = (SERVICE, HEALTH_SERVICE)
 """What reflection names; Ray Serve adds its own."""
 
 
-@dataclass(frozen=True)
-class Serialized:
-    """An answer as bytes. Ray Serve calls SerializeToString on what a method returns."""
-
-    content: bytes
-
-    def SerializeToString(self) -> bytes:
-        """Return the bytes."""
-        return self.content
-
-
 def add_to_server(servicer: Any, server: Any) -> None:
     """Register the V2 methods on a gRPC server. Without a deserializer the servicer gets the bytes as they came."""
     for service, methods in ((SERVICE, METHODS), (HEALTH_SERVICE, ("Check",))):
@@ -53,6 +43,13 @@ def add_to_server(servicer: Any, server: Any) -> None:
             )
             for name in methods
         }
+        if service == SERVICE:
+            handlers |= {
+                name: grpc.stream_stream_rpc_method_handler(
+                    getattr(servicer, name), request_deserializer=None, response_serializer=None
+                )
+                for name in STREAM_METHODS
+            }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
@@ -101,6 +98,10 @@ class GrpcAnswers:
         # A list: Ray adds metadata of its own to it.
         context.set_trailing_metadata([(SERVER_TIMING, timing.header())])
         return Serialized(content)
+
+    def stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[Serialized]:
+        """Answer ModelStreamInfer."""
+        return answer_stream(self._service, requests, timeout_seconds=_time_left(context), carrier=_carrier(context))
 
     def live(self, raw: bytes, context: Any) -> Serialized:
         """Answer ServerLive."""

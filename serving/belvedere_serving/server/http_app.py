@@ -17,7 +17,8 @@ from belvedere_platform.protocol.http_messages import (
     parse_infer_request,
     render_infer_response,
 )
-from belvedere_serving.server import describe, openai_api
+from belvedere_serving.server import chat_api, describe, generate_api, openai_api
+from belvedere_serving.server.event_stream import EventStream, while_listening
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import SERVER_TIMING
 from belvedere_serving.server.tracing import CARRIED
@@ -60,6 +61,9 @@ class V2HttpApp:
             answer = await self._answer(scope, receive)
         except V2Error as error:
             answer = failed(error)
+        if isinstance(answer, EventStream):
+            await answer.send(receive, send)
+            return
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
 
@@ -72,7 +76,7 @@ class V2HttpApp:
                 return
             await send({"type": "lifespan.startup.complete"})
 
-    async def _answer(self, scope: Message, receive: Receive) -> Answer:
+    async def _answer(self, scope: Message, receive: Receive) -> Answer | EventStream:
         path, method = relative_path(scope), scope["method"]
         match [part for part in path.split("/") if part]:
             case ["v2", "models", name, "infer"]:
@@ -85,6 +89,16 @@ class V2HttpApp:
                     if method == "POST"
                     else not_allowed(method, "POST")
                 )
+            case ["v1", "chat", "completions"]:
+                return (
+                    await self._chat(dict(scope["headers"]), receive)
+                    if method == "POST"
+                    else not_allowed(method, "POST")
+                )
+            case ["v2", "models", name, "generate" | "generate_stream" as how]:
+                return await self._generate(name, "", how, scope, receive)
+            case ["v2", "models", name, "versions", version, "generate" | "generate_stream" as how]:
+                return await self._generate(name, version, how, scope, receive)
             case ["v2", "repository", "index"]:
                 return (
                     data_answer(self._service.repository_index()) if method == "POST" else not_allowed(method, "POST")
@@ -151,6 +165,36 @@ class V2HttpApp:
             content, timing = await openai_api.embeddings(self._service, body, timeout_seconds=limit)
         except V2Error as error:
             return failed(error, openai_api.error_body(error))
+        return Answer(content, headers=(_JSON, (SERVER_TIMING.encode(), timing.header().encode())))
+
+    async def _chat(self, headers: Headers, receive: Receive) -> Answer | EventStream:
+        """Answer OpenAI's clients, also what is wrong in the way that they read."""
+        try:
+            body = await self._body(headers, receive)
+            limit = timeout_of(headers.get(DEADLINE_HEADER))
+            asked, answers = chat_api.completions(self._service, body, timeout_seconds=limit)
+            if asked.stream:
+                return await while_listening(chat_api.stream(asked, answers).begin(), receive)
+            return Answer(await while_listening(chat_api.whole(asked, answers), receive))
+        except V2Error as error:
+            return failed(error, openai_api.error_body(error))
+
+    async def _generate(
+        self, name: str, version: str, how: str, scope: Message, receive: Receive
+    ) -> Answer | EventStream:
+        if scope["method"] != "POST":
+            return not_allowed(scope["method"], "POST")
+        headers: Headers = dict(scope["headers"])
+        body = await self._body(headers, receive)
+        options: dict[str, Any] = {
+            "timeout_seconds": timeout_of(headers.get(DEADLINE_HEADER)),
+            "carrier": _carrier(headers),
+        }
+        if how == "generate_stream":
+            events = generate_api.generate_stream(self._service, name, version, body, **options)
+            return await while_listening(events.begin(), receive)
+        whole = generate_api.generate(self._service, name, version, body, **options)
+        content, timing = await while_listening(whole, receive)
         return Answer(content, headers=(_JSON, (SERVER_TIMING.encode(), timing.header().encode())))
 
     async def _body(self, headers: Headers, receive: Receive) -> bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from belvedere_platform.protocol import (
     EMBEDDING,
+    FINAL_RESPONSE,
     INPUT_OF,
     InferRequest,
     InferResponse,
@@ -35,6 +36,53 @@ def no_tokens(elements: Sequence[bytes]) -> int:
     return 0
 
 
+class Model(Protocol):
+    """A V2 model of this server."""
+
+    @property
+    def metadata(self) -> ModelMetadata: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def statistics(self) -> ModelStatistics: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def max_batch_size(self) -> int:
+        """Return how many inputs are run together at most."""
+        ...
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether one request may get several answers: only over a stream."""
+        ...
+
+    @property
+    def running_since(self) -> float | None:
+        """Return when the run that goes on began."""
+        ...
+
+    async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
+        """Return the one answer to a request. Raises V2Error."""
+        ...
+
+    def stream(self, request: InferRequest, deadline: float, timing: Timing) -> AsyncGenerator[InferResponse]:
+        """Return the answers to a request as they come."""
+        ...
+
+    def num_tokens(self, elements: Sequence[bytes]) -> int:
+        """Return how many tokens some inputs have."""
+        ...
+
+    def count(self, seconds: float, timing: Timing, rows: int | None) -> None:
+        """Count a request that took so long; `rows` is None when it got an error."""
+        ...
+
+    async def close(self) -> None:
+        """End what works for the model."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
     """A model that answers. `preparing`: runs the preprocessing that is too long for the event loop; None runs it there."""
@@ -54,6 +102,29 @@ class ServedModel:
     def name(self) -> str:
         """Return the V2 name."""
         return self.metadata.name
+
+    @property
+    def max_batch_size(self) -> int:
+        """Return how many inputs are run together at most."""
+        return self.batcher.max_rows
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether one request may get several answers."""
+        return False
+
+    @property
+    def running_since(self) -> float | None:
+        """Return when the run that goes on began."""
+        return self.batcher.running_since
+
+    async def close(self) -> None:
+        """End the batcher."""
+        await self.batcher.close()
+
+    async def stream(self, request: InferRequest, deadline: float, timing: Timing) -> AsyncGenerator[InferResponse]:
+        """Return the only answer."""
+        yield replace(await self.infer(request, deadline, timing), parameters={FINAL_RESPONSE: True})
 
     async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
         """Return the embeddings of the request's inputs."""

@@ -85,10 +85,15 @@ def _parse(body: bytes, service: InferenceService) -> EmbeddingsRequest:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part)[:64] for part in first["loc"]) or "body"
         raise invalid(f"{where}: {first['msg'][:256]}") from error
-    known = [name for name in (service.model_name, service.version) if name]
-    if asked.model not in known:
-        raise V2Error(Reason.NOT_FOUND, f"model: there is no model '{asked.model[:64]}'; this is {' or '.join(known)}")
+    check_model(asked.model, service)
     return asked
+
+
+def check_model(name: str, service: InferenceService) -> None:
+    """Raise NOT_FOUND for a model that is not this server's."""
+    known = [one for one in (service.model_name, service.version) if one]
+    if name not in known:
+        raise V2Error(Reason.NOT_FOUND, f"model: there is no model '{name[:64]}'; this is {' or '.join(known)}")
 
 
 def _elements(texts: Sequence[str]) -> tuple[list[bytes], str]:

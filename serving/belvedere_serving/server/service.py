@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import version as package_version
 from types import MappingProxyType
@@ -30,8 +31,9 @@ from belvedere_serving.server import describe
 from belvedere_serving.server.batching import Batcher, BatchPolicy, Run
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.engine_cache import LoadedEngine
+from belvedere_serving.server.head_models import EnginePlace, head_models, warm_up_heads
 from belvedere_serving.server.metrics import ServerMetrics
-from belvedere_serving.server.models import ServedModel, no_tokens
+from belvedere_serving.server.models import Model, ServedModel, no_tokens
 from belvedere_serving.server.statistics import ModelStatistics
 from belvedere_serving.server.timing import Timing
 from belvedere_serving.server.tracing import Tracing, tracing_of
@@ -48,7 +50,7 @@ class InferenceService:
 
     def __init__(
         self,
-        models: Sequence[ServedModel],
+        models: Sequence[Model],
         metrics: ServerMetrics,
         *,
         request_timeout_seconds: float = 60,
@@ -77,7 +79,7 @@ class InferenceService:
         """Return who answers."""
         return ServerMetadata(name="belvedere", version=package_version("belvedere"), extensions=EXTENSIONS)
 
-    def model(self, name: str, version: str = "") -> ServedModel:
+    def model(self, name: str, version: str = "") -> Model:
         """Return a model, or raise NOT_FOUND."""
         found = self._models.get(name)
         if found is None:
@@ -97,14 +99,14 @@ class InferenceService:
         """Return how many tokens some inputs of a model have; pictures have none."""
         return self.model(name).num_tokens(elements)
 
-    def models(self, name: str = "", version: str = "") -> tuple[ServedModel, ...]:
+    def models(self, name: str = "", version: str = "") -> tuple[Model, ...]:
         """Return the models of this name, all without one, or raise NOT_FOUND."""
         return (self.model(name, version),) if name else tuple(self._models.values())
 
     def model_config(self, name: str, version: str = "") -> dict[str, Any]:
         """Return a model's configuration in Triton's form, or raise NOT_FOUND."""
         model = self.model(name, version)
-        return describe.model_config(model.metadata, model.batcher.max_rows)
+        return describe.model_config(model.metadata, model.max_batch_size, decoupled=model.decoupled)
 
     def model_statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Return the counters of a model, or of all, in Triton's form. Raises NOT_FOUND."""
@@ -154,6 +156,43 @@ class InferenceService:
             self._tracing.record(name, carrier, seconds, timing, code=code, version=self.version)
         return rendered, timing
 
+    async def stream(
+        self,
+        read: Callable[[], InferRequest],
+        protocol: str,
+        *,
+        timeout_seconds: float | None = None,
+        carrier: Mapping[str, str] = MappingProxyType({}),
+    ) -> AsyncGenerator[InferResponse]:
+        """Read a request and give its answers as they come; count it when it is over. Raises V2Error and nothing else."""
+        name, code = "unknown", Reason.INTERNAL.name
+        started, timing, model, rows = self._clock(), Timing(), None, 0
+        try:
+            request = read()
+            model = self.model(request.model_name, request.model_version)
+            name = model.name
+            deadline = started + self._timeout(request, timeout_seconds)
+            async with contextlib.aclosing(model.stream(request, deadline, timing)) as answers:
+                async for answer in answers:
+                    rows = answer.rows
+                    yield answer
+            code = "OK"
+        except V2Error as error:
+            code = error.reason.name
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = Reason.CANCELLED.name
+            raise
+        except Exception as error:
+            log.exception("request failed")
+            raise V2Error(Reason.INTERNAL, f"the server failed: {type(error).__name__}") from error
+        finally:
+            self._metrics.count_request(name, protocol, code)
+            seconds = self._clock() - started
+            if model is not None:
+                model.count(seconds, timing, rows if code == "OK" else None)
+            self._tracing.record(name, carrier, seconds, timing, code=code, version=self.version)
+
     def _render(
         self,
         render: Callable[[InferRequest, InferResponse], Rendered],
@@ -180,7 +219,7 @@ class InferenceService:
     def check_health(self) -> None:
         """Raise when the engine has been in one run for so long that it won't come back."""
         for model in self._models.values():
-            since = model.batcher.running_since
+            since = model.running_since
             if since is not None and self._clock() - since > STUCK_SECONDS:
                 raise RuntimeError(f"model '{model.name}' has been running one batch for {STUCK_SECONDS:.0f} s")
 
@@ -188,7 +227,7 @@ class InferenceService:
         """Stop taking requests and end the workers."""
         self._closing = True
         for model in self._models.values():
-            await model.batcher.close()
+            await model.close()
         for executor in self._executors:
             executor.shutdown(wait=False, cancel_futures=True)
         self._tracing.close()
@@ -222,7 +261,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         EMBED_IMAGE: (engine.image, preparing),
     }
     counters = {tower: ModelStatistics() for tower in preparation}
-    models = [
+    models: list[Model] = [
         ServedModel(
             metadata=embedding_metadata(tower, config.version, PLATFORM, engine.runtime.dimension(tower)),
             version=config.version,
@@ -244,6 +283,9 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         )
         for tower, (preprocess, executor) in preparation.items()
     ]
+    if engine.heads is not None:
+        place = EnginePlace(executor=working, preparing=preparing, lane=lane, policy=policy)
+        models += head_models(engine.heads, engine.text, engine.image, config, metrics, place)
     told = {"namespace": config.namespace, "service": config.service, "version": config.version}
     return InferenceService(
         models,
@@ -262,3 +304,5 @@ def warm_up(engine: LoadedEngine, max_batch_size: int) -> None:
     for rows in (1, max_batch_size):
         engine.runtime.run(EMBED_TEXT, {TOWER_INPUT[EMBED_TEXT]: engine.text([b""] * rows)})
         engine.runtime.run(EMBED_IMAGE, {TOWER_INPUT[EMBED_IMAGE]: white.repeat(rows, axis=0)})
+    if engine.heads is not None:
+        warm_up_heads(engine.heads, engine.image, engine.text)
