@@ -1,7 +1,8 @@
 """Engines beside torch, and our model server beside others: `make bench-serving`.
 
-usage: serving_bench.py --output FILE [--overload-seconds N] [--malformed N] [--only engines|servers]
+usage: serving_bench.py --output FILE [--overload-seconds N] [--malformed N] [--only GROUP...]
 
+Groups: engines, generation (what cache, batching and kept pictures save), servers (with overload and malformed requests).
 Both sides of a comparison take turns on the same machine, which the load generator shares with them. The servers all run the
 same engine with one thread, one run at a time, and get the same bytes over HTTP from the same client.
 """
@@ -33,6 +34,7 @@ from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from belvedere_serving.client.load import Body, Outcome, bodies, closed_loop, open_loop
 from belvedere_serving.engines.build import EngineResult, build
 from belvedere_serving.engines.device import this_device
+from generation import generation_rows
 from malformed import malformed_grpc, malformed_http
 from peer_engine import Engine
 from servers import peer, ray_serve, replica_memory_mib, triton
@@ -40,6 +42,7 @@ from vision import Vision, picture, push_model
 
 PACKAGES = ("belvedere", "torch", "onnxruntime", "openvino", "ray", "tritonclient", "aiohttp")
 GATE = ParityGate(cosine_minimum=0.99, top1_agreement_minimum=0.9)
+GROUPS = ("engines", "generation", "servers")
 LEVELS = (1, 4, 16)
 ROUNDS = 5
 LEVEL_SECONDS = 2.0
@@ -345,14 +348,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--overload-seconds", type=float, default=300)
     parser.add_argument("--malformed", type=int, default=10_000)
-    parser.add_argument("--only", choices=["engines", "servers"])
+    parser.add_argument("--only", choices=GROUPS, nargs="+", default=GROUPS)
     options = parser.parse_args()
     started, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="belvedere-serving-") as scratch:
         store = ArtifactStore(Path(scratch, "artifacts").as_uri())
-        if options.only != "servers":
+        if "engines" in options.only:
             rows += engine_rows(store)
-        if options.only != "engines":
+        if "generation" in options.only:
+            rows += generation_rows(Path(scratch), say)
+        if "servers" in options.only:
             rows += asyncio.run(server_rows(store, Path(scratch), options))
     write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
 
