@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
+from belvedere_operators.manifests.ownership import ROLE_LABEL, service_labels
 from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
-from belvedere_operators.manifests.raycluster import GPU, RAY_ENVIRONMENT, RAY_VERSION, head_container, worker_container
+from belvedere_operators.manifests.raycluster import RAY_ENVIRONMENT, RAY_VERSION, head_container, worker_container
+from belvedere_operators.manifests.server import on_gpu, replica_resources, server, server_name, spread
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_SERVICE
@@ -18,8 +18,6 @@ from belvedere_platform.store.kinds import RAY_SERVICE
 APPLICATION = "belvedere_serving.server.app:build"
 GRPC_SERVICER = "belvedere_serving.server.grpc_service.add_to_server"
 INGRESS = "V2Server"
-CPUS_ANNOTATION = "belvedere.dev/cpus"
-INTENT_ANNOTATION = "belvedere.dev/intent"
 SLOT = "belvedere_slot"
 """A Ray resource of which each worker pod has one and each replica takes one: so no two share a pod."""
 
@@ -32,11 +30,6 @@ SERVE_ENVIRONMENT: Mapping[str, str] = {
 DRAIN_SECONDS = 20
 
 
-def ray_service_name(service: str, version: str) -> str:
-    """Return the name of the RayService of a version of a service."""
-    return f"{service}-{version}"
-
-
 def ray_service(
     owner: Manifest,
     spec: ModelServiceSpec,
@@ -47,32 +40,18 @@ def ray_service(
     pods: PodSettings,
     running: Manifest | None = None,
 ) -> Manifest:
-    """Return the RayService for a version with so many replicas. One that runs what is asked for keeps its pods as they are.
-
-    Otherwise each upgrade of the operator, and each change of the installation's pod defaults, would restart every model.
-    """
-    asked = intent(spec, engine_digest)
-    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: asked}
-    service = owner["metadata"]["name"]
-    if running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == asked:
-        body = _resized(running["spec"], replicas)
-    else:
-        body = _spec(owner, spec, version, engine_digest, replicas, pods)
-    return {
-        "apiVersion": RAY_SERVICE.api_version,
-        "kind": RAY_SERVICE.kind,
-        "metadata": child_metadata(
-            owner, ray_service_name(service, version), service_labels(service, version), annotations
-        ),
-        "spec": body,
-    }
-
-
-def intent(spec: ModelServiceSpec, engine_digest: str) -> str:
-    """Return a digest of all that a service asks of the replicas of a version."""
-    asked = spec.model_dump(mode="json", by_alias=True, include={"model", "batching", "resources", "pod"})
-    text = json.dumps({**asked, "engineDigest": engine_digest}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Return the RayService for a version with so many replicas."""
+    return server(
+        RAY_SERVICE,
+        owner,
+        spec,
+        version=version,
+        engine_digest=engine_digest,
+        replicas=replicas,
+        running=running,
+        resized=lambda before: _resized(before, replicas),
+        built=lambda: _spec(owner, spec, version, engine_digest, replicas, pods),
+    )
 
 
 def _resized(spec: Mapping[str, Any], replicas: int) -> dict[str, Any]:
@@ -135,7 +114,7 @@ def _serve_config(
         "grpc_options": {"port": 9000, "grpc_servicer_functions": [GRPC_SERVICER]},
         "applications": [
             {
-                "name": ray_service_name(service, version),
+                "name": server_name(service, version),
                 "route_prefix": "/",
                 "import_path": APPLICATION,
                 "args": dict(arguments),
@@ -188,28 +167,3 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
             }
         ],
     }
-
-
-def on_gpu(spec: ModelServiceSpec) -> bool:
-    """Return whether the engines of a service run on a GPU: each replica then has one to itself."""
-    return spec.engine.target.device == "gpu"
-
-
-def replica_resources(cpu: float, memory: str, *, gpu: bool = False) -> dict[str, Any]:
-    """Return what a container asks for and may have."""
-    device = {GPU: "1"} if gpu else {}
-    return {"requests": {"cpu": f"{cpu:g}", "memory": memory, **device}, "limits": {"memory": memory, **device}}
-
-
-def spread(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return what keeps the replicas of one version apart, first over zones, then over nodes, as far as there are any."""
-
-    def over(key: str) -> dict[str, Any]:
-        return {
-            "maxSkew": 1,
-            "topologyKey": key,
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": {**labels, ROLE_LABEL: "replica"}},
-        }
-
-    return {"topologySpreadConstraints": [over("topology.kubernetes.io/zone"), over("kubernetes.io/hostname")]}

@@ -8,14 +8,7 @@ from typing import Any
 
 from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
 from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
-from belvedere_operators.manifests.rayservice import (
-    CPUS_ANNOTATION,
-    INTENT_ANNOTATION,
-    intent,
-    on_gpu,
-    replica_resources,
-    spread,
-)
+from belvedere_operators.manifests.server import on_gpu, replica_resources, server, server_name, spread
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import DEPLOYMENT, SERVICE
@@ -34,11 +27,6 @@ def port_variable(port: str) -> str:
     return f"BELVEDERE_PORT_{port.upper()}"
 
 
-def server_name(service: str, version: str) -> str:
-    """Return the name of the Deployment and the Service of a version of a service."""
-    return f"{service}-{version}"
-
-
 def triton_deployment(
     owner: Manifest,
     spec: ModelServiceSpec,
@@ -49,20 +37,18 @@ def triton_deployment(
     pods: PodSettings,
     running: Manifest | None = None,
 ) -> Manifest:
-    """Return the Deployment for a version with so many replicas. One that runs what is asked for keeps its pods as they are."""
-    asked = intent(spec, engine_digest)
-    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: asked}
-    service = owner["metadata"]["name"]
-    if running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == asked:
-        body = {**running["spec"], "replicas": replicas}
-    else:
-        body = _spec(spec, service, version, engine_digest, replicas, pods)
-    return {
-        "apiVersion": DEPLOYMENT.api_version,
-        "kind": DEPLOYMENT.kind,
-        "metadata": child_metadata(owner, server_name(service, version), service_labels(service, version), annotations),
-        "spec": body,
-    }
+    """Return the Deployment for a version with so many replicas."""
+    return server(
+        DEPLOYMENT,
+        owner,
+        spec,
+        version=version,
+        engine_digest=engine_digest,
+        replicas=replicas,
+        running=running,
+        resized=lambda before: {**before, "replicas": replicas},
+        built=lambda: _spec(spec, owner["metadata"]["name"], version, engine_digest, replicas, pods),
+    )
 
 
 def _spec(

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from prometheus_client import Counter, Histogram
 
 from belvedere_operators.runtime.copies import key_of
+from belvedere_operators.runtime.passing import PassingStore
 from belvedere_operators.runtime.queue import Key
 from belvedere_operators.runtime.reflector import Caches, Reflector
 from belvedere_platform.errors import BelvedereError, NotFound, NotInstalled
-from belvedere_platform.store import Kind, Listing, Manifest, ObjectStore, WatchEvent
+from belvedere_platform.store import Kind, Listing, Manifest, ObjectStore
 from belvedere_platform.store.admission import kind_of
-from belvedere_platform.store.protocol import Propagation
 
 REQUESTS = Counter("belvedere_store_requests_total", "Calls of the object store", ["verb", "kind", "outcome"])
 REQUEST_SECONDS = Histogram("belvedere_store_request_seconds", "Time of one call of the object store", ["verb"])
@@ -24,63 +24,14 @@ APPLIED_ANNOTATION = "belvedere.dev/applied"
 T = TypeVar("T")
 
 
-class MeteredStore:
-    """Passes every call on and counts it by verb, kind and outcome: `ok`, or the name of the error."""
+class MeteredStore(PassingStore):
+    """Counts every call by verb, kind and outcome: `ok`, or the name of the error. A watch is counted when it begins."""
 
     def __init__(self, store: ObjectStore, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._store = store
+        super().__init__(store)
         self._monotonic = monotonic
 
-    async def get(self, kind: Kind, name: str, namespace: str) -> Manifest:
-        """Return the object. Raises NotFound."""
-        return await self._counted("get", kind, self._store.get(kind, name, namespace))
-
-    async def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> Listing:
-        """Return the objects of a kind."""
-        return await self._counted("list", kind, self._store.list(kind, namespace, labels=labels))
-
-    def watch(
-        self,
-        kind: Kind,
-        namespace: str | None = None,
-        *,
-        resource_version: str,
-        labels: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[WatchEvent]:
-        """Yield the changes after a resource version. A watch is counted when it begins."""
-        REQUESTS.labels("watch", kind.kind, "ok").inc()
-        return self._store.watch(kind, namespace, resource_version=resource_version, labels=labels)
-
-    async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:
-        """Create the object or merge the fields given."""
-        call = self._store.apply(manifest, field_manager=field_manager, force=force)
-        return await self._counted("apply", kind_of(manifest), call)
-
-    async def apply_status(self, manifest: Manifest, *, field_manager: str) -> Manifest:
-        """Apply `status` alone."""
-        call = self._store.apply_status(manifest, field_manager=field_manager)
-        return await self._counted("apply_status", kind_of(manifest), call)
-
-    async def delete(
-        self,
-        kind: Kind,
-        name: str,
-        namespace: str,
-        *,
-        propagation: Propagation = "Background",
-        resource_version: str | None = None,
-    ) -> None:
-        """Delete the object."""
-        call = self._store.delete(kind, name, namespace, propagation=propagation, resource_version=resource_version)
-        await self._counted("delete", kind, call)
-
-    async def close(self) -> None:
-        """Release connections."""
-        await self._store.close()
-
-    async def _counted(self, verb: str, kind: Kind, call: Awaitable[T]) -> T:
+    async def _passed(self, verb: str, kind: Kind, call: Awaitable[T]) -> T:
         began, outcome = self._monotonic(), "ok"
         try:
             return await call
@@ -90,6 +41,9 @@ class MeteredStore:
         finally:
             REQUESTS.labels(verb, kind.kind, outcome).inc()
             REQUEST_SECONDS.labels(verb).observe(self._monotonic() - began)
+
+    def _watches(self, kind: Kind) -> None:
+        REQUESTS.labels("watch", kind.kind, "ok").inc()
 
 
 def _marked(manifest: Manifest, field_manager: str) -> Manifest:
@@ -121,7 +75,7 @@ def _covers(known: Any, wanted: Any) -> bool:
     return bool(known == wanted)
 
 
-class CachedStore:
+class CachedStore(PassingStore):
     """Reads kinds that are followed from their copy, and teaches the copy each write, so that a reconcile sees its own last one.
 
     What was applied before and still stands is not applied again: each object carries a digest of what it was last applied
@@ -130,14 +84,14 @@ class CachedStore:
     """
 
     def __init__(self, store: ObjectStore, caches: Caches) -> None:
-        self._store = store
+        super().__init__(store)
         self._caches = caches
 
     async def get(self, kind: Kind, name: str, namespace: str) -> Manifest:
         """Return the object. Raises NotFound."""
         reflector = self._followed(kind)
         if reflector is None:
-            return await self._store.get(kind, name, namespace)
+            return await super().get(kind, name, namespace)
         found = reflector.get(Key(namespace, name))
         if found is None:
             raise NotFound(f"{kind.plural} {name!r} not found")
@@ -149,52 +103,25 @@ class CachedStore:
         """Return the objects of a kind. From a copy there is no resource version to watch from."""
         reflector = self._followed(kind)
         if reflector is None:
-            return await self._store.list(kind, namespace, labels=labels)
+            return await super().list(kind, namespace, labels=labels)
         return Listing(items=reflector.list(namespace, labels=labels), resource_version="")
-
-    def watch(
-        self,
-        kind: Kind,
-        namespace: str | None = None,
-        *,
-        resource_version: str,
-        labels: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[WatchEvent]:
-        """Yield the changes after a resource version."""
-        return self._store.watch(kind, namespace, resource_version=resource_version, labels=labels)
 
     async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:
         """Create the object or merge the fields given."""
         reflector = self._followed(kind_of(manifest))
         if reflector is None:
-            return self._learned(await self._store.apply(manifest, field_manager=field_manager, force=force))
+            return self._learned(await super().apply(manifest, field_manager=field_manager, force=force))
         if reflector.absent:
             raise NotInstalled(reflector.problem or f"the cluster does not know {reflector.kind.plural}")
         marked = _marked(manifest, field_manager)
         known = reflector.get(key_of(manifest))
         if known is not None and _stands(marked, known):
             return known
-        return self._learned(await self._store.apply(marked, field_manager=field_manager, force=force))
+        return self._learned(await super().apply(marked, field_manager=field_manager, force=force))
 
     async def apply_status(self, manifest: Manifest, *, field_manager: str) -> Manifest:
         """Apply `status` alone."""
-        return self._learned(await self._store.apply_status(manifest, field_manager=field_manager))
-
-    async def delete(
-        self,
-        kind: Kind,
-        name: str,
-        namespace: str,
-        *,
-        propagation: Propagation = "Background",
-        resource_version: str | None = None,
-    ) -> None:
-        """Delete the object."""
-        await self._store.delete(kind, name, namespace, propagation=propagation, resource_version=resource_version)
-
-    async def close(self) -> None:
-        """Release connections."""
-        await self._store.close()
+        return self._learned(await super().apply_status(manifest, field_manager=field_manager))
 
     def _followed(self, kind: Kind) -> Reflector | None:
         return next((one for one in self._caches.all() if one.kind == kind and one.synced.is_set()), None)
