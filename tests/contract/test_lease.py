@@ -76,6 +76,15 @@ class Breakable:
             raise Unavailable("cut off")
 
 
+class Silent(Breakable):
+    """One that answers no more when it is told to."""
+
+    async def apply(self, manifest: Manifest, **options: Any) -> Manifest:
+        if not self.works:
+            await asyncio.Event().wait()
+        return await super().apply(manifest, **options)
+
+
 async def advance_until(clock: NoticedClock, task: asyncio.Future[Any], seconds: float) -> None:
     """Let time pass in steps, each only when the store has answered whoever asked it, until the task is done."""
     passed = 0.0
@@ -198,6 +207,21 @@ async def test_a_leader_that_is_cut_off_stops_before_another_may_start(
     assert clock.monotonic() < TIMES.lease_seconds
     with pytest.raises(LeadershipLost, match="could not be renewed for 10 s: cut off"):
         await leading
+
+
+async def test_a_server_that_does_not_answer_is_named_as_the_cause(
+    store: ObjectStore, candidate: Candidate, clock: NoticedClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = Silent(store)
+    leader = candidate("one", through=silent)
+    await leader.acquire()
+    silent.works = False
+    holding = asyncio.ensure_future(leader.hold())
+    await advance_until(clock, holding, 60)
+    with pytest.raises(LeadershipLost, match="could not be renewed for 10 s: no answer in time"):
+        await holding
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["the lease operator was not renewed: no answer in time"]
 
 
 async def test_a_foreign_label_on_the_lease_does_no_harm(

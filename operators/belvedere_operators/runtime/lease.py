@@ -22,6 +22,8 @@ from belvedere_platform.store.kinds import LEASE
 log = logging.getLogger(__name__)
 
 FIELD_MANAGER = "belvedere-leader-election"
+NO_ANSWER = "no answer in time"
+"""What a TimeoutError, which brings no words of its own, means."""
 
 T = TypeVar("T")
 
@@ -105,11 +107,12 @@ class LeaderElection:
             except LeadershipLost:
                 raise
             except (Unavailable, TimeoutError) as error:
-                log.warning("the lease %s was not renewed: %s", self._name, error)
+                cause = str(error) or NO_ANSWER
+                log.warning("the lease %s was not renewed: %s", self._name, cause)
                 if self._clock.monotonic() - renewed >= self._times.renew_seconds:
                     raise LeadershipLost(
                         f"the lease {self._namespace}/{self._name} could not be renewed for "
-                        f"{self._times.renew_seconds:g} s: {error or 'no answer'}"
+                        f"{self._times.renew_seconds:g} s: {cause}"
                     ) from error
             else:
                 # From when we asked, not from when the answer came: others count from the write.
@@ -120,7 +123,7 @@ class LeaderElection:
         try:
             await self._within(self._times.renew_seconds, self._give_back())
         except (Conflict, NotFound, Unavailable, TimeoutError) as error:
-            log.warning("the lease %s was not released: %s", self._name, error)
+            log.warning("the lease %s was not released: %s", self._name, str(error) or NO_ANSWER)
 
     async def _give_back(self) -> None:
         seen = await self._look()
