@@ -159,7 +159,10 @@ class ArtifactStore:
     def _write_index(self, index: Index) -> None:
         if self._storage.size("oci-layout") is None:
             self._storage.write("oci-layout", io.BytesIO(canonical({"imageLayoutVersion": LAYOUT_VERSION})))
-        self._storage.write("index.json", io.BytesIO(index.document()))
+        content = index.document()
+        self._storage.write("index.json", io.BytesIO(content))
+        # What is read next is most likely this, and need not be parsed. Whatever else is there is told by its bytes.
+        self._read_index = (content, index)
 
     def resolve(self, reference: str) -> Descriptor:
         """Return the artifact of a tag or digest. Raises ArtifactNotFound."""

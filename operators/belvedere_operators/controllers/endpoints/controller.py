@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.endpoints.dashboard import Dashboards, application_names, dashboard_address
@@ -11,6 +12,7 @@ from belvedere_operators.controllers.endpoints.decide import (
     SERVICE_LABEL,
     Decision,
     decide,
+    is_ready,
     replicas_asked,
 )
 from belvedere_operators.controllers.endpoints.replicas import controller_of, replicas_of
@@ -40,20 +42,32 @@ class EndpointsReconciler:
         self._context = context
         self._dashboards = Dashboards(context.http, context.clock)
         self._silent: set[Key] = set()
+        self._seen: set[Key] = set()
 
     async def reconcile(self, key: Key) -> After | None:
         """Make the slices of one RayService what its replicas are now. Owner references remove them with it."""
         ray_service = await find(self._context.store, RAY_SERVICE, key)
         if ray_service is None or SERVICE_LABEL not in ray_service["metadata"].get("labels", {}):
             self._silent.discard(key)
+            self._seen.discard(key)
             return None
+        polled = len(self._context.caches.of(RAY_SERVICE, MANAGED_BY))
+        if key not in self._seen:
+            self._seen.add(key)
+            if await self._stood(key, ray_service):
+                # Replicas that were all there before this process was are looked at in their turn, or a start would
+                # ask every dashboard at once.
+                return After(_turn(key) * max(SHORTEST_POLL_SECONDS, polled / SETTLED_POLLS_PER_SECOND))
         decision = await self._decide(key, ray_service)
         if decision is not None:
             await self._apply(key, decision)
         settled = decision is not None and not decision.changes and decision.num_ready >= replicas_asked(ray_service)
-        polled = len(self._context.caches.of(RAY_SERVICE, MANAGED_BY))
         at_once = SETTLED_POLLS_PER_SECOND if settled else POLLS_PER_SECOND
         return After(max(SHORTEST_POLL_SECONDS, polled / at_once))
+
+    async def _stood(self, key: Key, ray_service: Manifest) -> bool:
+        existing = await self._context.store.list(ENDPOINT_SLICE, key.namespace, labels={RAY_SERVICE_LABEL: key.name})
+        return sum(map(is_ready, existing.items)) >= replicas_asked(ray_service) > 0
 
     async def _decide(self, key: Key, ray_service: Manifest) -> Decision | None:
         address = dashboard_address(ray_service)
@@ -82,6 +96,11 @@ class EndpointsReconciler:
                 continue
 
 
+def _turn(key: Key) -> float:
+    """Return a number from 0 to 1 that is the same for a key each time, and spread evenly over many."""
+    return zlib.crc32(str(key).encode()) / 2**32
+
+
 def endpoints_controller(context: Context) -> Controller:
     """Return the controller of the replicas' addresses."""
     return Controller(
@@ -92,5 +111,5 @@ def endpoints_controller(context: Context) -> Controller:
         clock=context.clock,
         labels=MANAGED_BY,
         watched=(Watched(kind=ENDPOINT_SLICE, keys=label_keys(RAY_SERVICE_LABEL), labels=MANAGED_BY),),
-        workers=4,
+        workers=max(4, context.settings.workers),
     )

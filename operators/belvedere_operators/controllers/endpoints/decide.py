@@ -17,6 +17,7 @@ RAY_SERVICE_LABEL = "belvedere.dev/ray-service"
 REPLICA_ANNOTATION = "belvedere.dev/replica"
 PREFIX_ANNOTATION = "belvedere.dev/http-path-prefix"
 CONTROLLER_ANNOTATION = "belvedere.dev/serve-controller"
+OWN_ANNOTATIONS = frozenset({REPLICA_ANNOTATION, PREFIX_ANNOTATION, CONTROLLER_ANNOTATION})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,11 @@ def replicas_asked(ray_service: Manifest) -> int:
     return sum(int(group.get("replicas", 0)) for group in groups)
 
 
+def is_ready(slice_: Manifest) -> bool:
+    """Return whether new requests may go to the replica of a slice."""
+    return any(one.get("conditions", {}).get("ready") for one in slice_.get("endpoints") or ())
+
+
 def _ports(replica: Replica, before: Manifest | None) -> list[dict[str, Any]]:
     given = {"http": replica.http_port, "grpc": replica.grpc_port}
     if replica.terminating and before is not None:
@@ -128,8 +134,10 @@ def _same(wanted: Manifest, before: Manifest | None) -> bool:
     if before is None:
         return False
     metadata, had = wanted["metadata"], before["metadata"]
+    # Others may leave their own: on a cluster each applied object carries the digest of what it was applied as.
+    annotations = had.get("annotations", {})
     return (
         all(wanted[field] == before.get(field) for field in ("addressType", "endpoints", "ports"))
         and metadata["labels"] == had.get("labels")
-        and metadata["annotations"] == had.get("annotations")
+        and metadata["annotations"] == {name: value for name, value in annotations.items() if name in OWN_ANNOTATIONS}
     )

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from belvedere_operators.controllers.endpoints.controller import EndpointsReconciler
-from belvedere_operators.controllers.endpoints.decide import slice_name
+from belvedere_operators.controllers.endpoints.decide import decide, slice_name
 from belvedere_operators.controllers.endpoints.replicas import replicas_of
 from belvedere_operators.runtime import After, Key
 from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
@@ -75,6 +75,11 @@ class Services:
         await self.bench.clock.advance(1)
         return await self.reconciler.reconcile(KEY)
 
+    async def ray_service(self) -> dict[str, Any]:
+        found = await self.bench.get(RAY_SERVICE, KEY.name)
+        assert found is not None
+        return dict(found)
+
     async def slices(self) -> dict[str, dict[str, Any]]:
         listing = await self.bench.store.list(ENDPOINT_SLICE, "default")
         return {one["metadata"]["name"]: one for one in listing.items}
@@ -129,6 +134,17 @@ async def test_a_replica_drains_and_goes(services: Services) -> None:
     assert set(await services.slices()) == {slice_name("emoji-v1", "a")}
 
 
+async def test_what_others_note_on_a_slice_is_no_change(services: Services) -> None:
+    """On a cluster each applied object carries the digest of what it was applied as: nothing is written or hurried for that."""
+    answer = details([replica("a")], {"a": (1, 2)})
+    await services.look(answer)
+    (one,) = (await services.slices()).values()
+    noted = {**one, "metadata": {**one["metadata"], "annotations": {**one["metadata"]["annotations"], "other": "x"}}}
+    assert decide(await services.ray_service(), replicas_of(answer, [APPLICATION]), [noted]).changes is False
+    prefix = details([replica("a")], {"a": (1, 2)}, prefix="/")
+    assert decide(await services.ray_service(), replicas_of(prefix, [APPLICATION]), [noted]).changes is True
+
+
 async def test_a_starting_replica_is_not_there_yet(services: Services) -> None:
     await services.look(details([replica("a", "STARTING")], {}))
     assert await services.slices() == {}
@@ -168,6 +184,24 @@ async def test_no_replica_outlives_its_head_when_none_is_asked_for(services: Ser
     await services.look(by("one", details([replica("a")], {"a": (1, 2)})))
     await services.look(by("two", details([], {})))
     assert await services.slices() == {}
+
+
+async def test_replicas_that_were_there_before_the_operator_are_looked_at_in_their_turn(services: Services) -> None:
+    answer = details([replica("a")], {"a": (1, 2)})
+    await services.apply(replicas=1)
+    await services.look(answer)
+    services.reconciler, asked = EndpointsReconciler(services.bench.context), len(services.bench.requests)
+    after = await services.look(answer)
+    assert after is not None
+    assert 0 <= after.seconds <= 1
+    assert len(services.bench.requests) == asked
+    await services.look(answer)
+    assert len(services.bench.requests) == asked + 1
+    # Where a replica is missing there is no time to lose.
+    await services.apply(replicas=2)
+    services.reconciler = EndpointsReconciler(services.bench.context)
+    await services.look(answer)
+    assert len(services.bench.requests) == asked + 2
 
 
 async def test_slices_go_with_their_service(services: Services) -> None:
