@@ -14,6 +14,7 @@ version=$(awk '$1 == "require" && $2 == "k8s.io/kubernetes" { print $3 }' "$modu
 hash=$(cat "$modules/go.mod" "$modules/go.sum" "$modules/tools.go" | sha256sum | cut -c1-12)
 target=$tools/kubernetes/$version-$hash
 kuberay=github.com/ray-project/kuberay/ray-operator@v1.6.2
+keda=github.com/kedacore/keda/v2@v2.17.2
 prometheus=github.com/prometheus-operator/prometheus-operator@v0.85.0
 bin=$target/bin
 
@@ -50,6 +51,14 @@ get_definitions() {
   rm -rf "$target/definitions" && mv "$target/definitions.new" "$target/definitions"
 }
 
+get_keda() {
+  local folder
+  use_go
+  say "getting the resource definition of KEDA"
+  folder=$(cd "$modules" && module_folder "$keda")
+  install -m 0644 "$folder/config/crd/bases/keda.sh_scaledobjects.yaml" "$target/definitions/"
+}
+
 get_etcd() {
   local found
   if found=$(command -v etcd); then ln -sf "$found" "$bin/etcd"; return; fi
@@ -60,6 +69,7 @@ get_etcd() {
 
 [ -x "$bin/etcd" ] || get_etcd
 [ "$(cat "$target/definitions/modules.txt" 2>/dev/null)" = "$kuberay $prometheus" ] || get_definitions
+[ -s "$target/definitions/keda.sh_scaledobjects.yaml" ] || get_keda
 for program in "$@"; do
   [ -x "$bin/$program" ] || build "$program"
 done

@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 from kubernetes import client, config
 
+from belvedere_operators.manifests.autoscaler import autoscaler
 from belvedere_operators.manifests.enginejob import engine_job
 from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.network import NetworkPeers, network_policy
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayjob import ray_job
 from belvedere_operators.manifests.rayservice import ray_service
 from belvedere_operators.runtime.clock import SystemClock
 from belvedere_operators.runtime.events import EventRecorder
+from belvedere_platform.errors import InvalidInput, NotInstalled
 from belvedere_platform.resources import Engine, ModelService, TrainingRun
-from belvedere_platform.store import Manifest
-from belvedere_platform.store.kinds import EVENT
+from belvedere_platform.store import Kind, Manifest
+from belvedere_platform.store.kinds import EVENT, SCALED_OBJECT
 from belvedere_platform.store.kubernetes import KubernetesStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -55,10 +58,22 @@ async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
         await asyncio.to_thread(namespaces.delete_namespace, name)
 
 
+def scaled_by(kind: str) -> Manifest:
+    return {"maxReplicas": 4, "autoscaler": {"kind": kind, "minReplicas": 2}}
+
+
 def of_service(owner: Manifest, child: str) -> Manifest:
     spec = ModelService.model_validate(owner).spec
     if child == "RayService":
         return ray_service(owner, spec, version="v2", engine_digest=DIGEST, replicas=2, pods=PODS)
+    if child in ("HorizontalPodAutoscaler", "ScaledObject"):
+        asked = ModelService.model_validate({**owner, "spec": {**owner["spec"], "scaling": scaled_by(child)}}).spec
+        made = autoscaler(owner, asked, prometheus_url="http://prometheus:9090")
+        assert made is not None
+        return made
+    if child == "NetworkPolicy":
+        somewhere = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"a": "b"}}}
+        return network_policy(owner, NetworkPeers(operator=(somewhere,), monitoring=(somewhere,)))
     if child == "PrometheusRule":
         return prometheus_rule(owner, spec, stable="v1", candidate="v2")
     return gateway_route(owner, spec, weights={"v1": 95, "v2": 5}, shadow=("v1", "v2"))
@@ -91,6 +106,9 @@ def of_engine(owner: Manifest, child: str) -> Manifest:
         ("ModelService", "RayService", of_service),
         ("ModelService", "PrometheusRule", of_service),
         ("ModelService", "ConfigMap", of_service),
+        ("ModelService", "NetworkPolicy", of_service),
+        ("ModelService", "HorizontalPodAutoscaler", of_service),
+        ("ModelService", "ScaledObject", of_service),
         ("TrainingRun", "RayJob", of_run),
         ("Engine", "Job", of_engine),
     ],
@@ -113,9 +131,27 @@ async def test_a_child_is_accepted_and_written_once(
     )
     manifest = build(owner, child)
     assert manifest["kind"] == child
+    if child == "ScaledObject":
+        await _needs(store, SCALED_OBJECT)
     first = await store.apply(manifest, field_manager="belvedere-test")
     again = await store.apply(build(owner, child), field_manager="belvedere-test")
     assert again["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+
+
+async def _needs(store: KubernetesStore, kind: Kind) -> None:
+    try:
+        await store.list(kind, "default")
+    except NotInstalled:
+        pytest.skip(f"the definition of {kind.kind} is not there: make control-plane")
+
+
+async def test_bounds_of_an_autoscaler_that_contradict_each_other_are_refused(
+    store: KubernetesStore, namespace: str
+) -> None:
+    spec = {**SPECS["ModelService"], "scaling": {"autoscaler": {"kind": "ScaledObject", "minReplicas": 3}}}
+    body = {"apiVersion": "belvedere.dev/v1alpha1", "kind": "ModelService", "spec": spec}
+    with pytest.raises(InvalidInput, match=r"scaling\.autoscaler\.minReplicas must not be greater than"):
+        await store.apply({**body, "metadata": {"name": "owner", "namespace": namespace}}, field_manager="test")
 
 
 async def test_what_runs_is_written_again_as_it_was_read(store: KubernetesStore, namespace: str) -> None:

@@ -114,6 +114,32 @@ def test_the_operator_is_told_what_its_pods_have() -> None:
     assert "--pod-defaults=/etc/belvedere/pods/pods.yaml" in arguments
 
 
+def test_the_operator_is_told_who_may_reach_the_pods_that_serve(tmp_path: Path) -> None:
+    from belvedere_operators.manifests.network import read_network_peers
+
+    def peers(values: Manifest) -> Any:
+        file = tmp_path / "peers.yaml"
+        file.write_text(named(render(values), "ConfigMap", "belvedere-pod-defaults")["data"]["peers.yaml"])
+        return read_network_peers(file)
+
+    told = peers(FULL)
+    manifests = render(FULL)
+    for name, component in (("belvedere-gateway", told.gateway), ("belvedere-operator", told.operator)):
+        (peer,) = component
+        labels = named(manifests, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        assert peer["podSelector"]["matchLabels"].items() <= labels.items()
+        assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "belvedere-system"}
+    assert list(told.monitoring) == FULL["networkPolicies"]["monitoringFrom"]
+    assert told.kuberay
+    # Without a gateway of its own the release names nobody who was not named to it.
+    other = [{"namespaceSelector": {"matchLabels": {"gateway": "yes"}}}]
+    without = {"gateway": {"enabled": False}, "networkPolicies": {"modelsFrom": other}}
+    assert list(peers({**S3, **without}).gateway) == other
+    off = render({**S3, "networkPolicies": {"enabled": False}})
+    assert "peers.yaml" not in named(off, "ConfigMap", "belvedere-pod-defaults")["data"]
+    assert not [word for word in str(named(off, "Deployment", OPERATOR)).split("'") if "--network-peers" in word]
+
+
 def test_every_program_takes_the_arguments_that_the_chart_gives_it(manifests: list[Manifest]) -> None:
     from belvedere_operators.commands.operator import operator
     from belvedere_serving.commands.gateway import gateway

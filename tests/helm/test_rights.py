@@ -32,6 +32,13 @@ def test_no_role_has_a_wildcard_or_reaches_for_more_power(manifests: list[Manife
             assert resource not in ("pods", "pods/exec", "nodes", "serviceaccounts", "roles", "clusterroles")
 
 
+def test_nodes_are_read_only_by_who_counts_their_accelerators() -> None:
+    for values in (S3, FULL):
+        counted = render({**values, "models": {"accelerators": "nodes"}})
+        more = set(rights(counted, "operator")) - set(rights(render(values), "operator"))
+        assert more == {(None, ("", "nodes", verb)) for verb in ("list", "watch")}
+
+
 def test_secrets_are_out_of_reach_but_for_the_one_that_the_operator_makes() -> None:
     def secret_rights(values: Manifest) -> list[tuple[str | None, str]]:
         return [

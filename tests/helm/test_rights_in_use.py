@@ -25,12 +25,21 @@ from belvedere_operators.alerts.secret import kept_token
 from belvedere_operators.alerts.webhook import AlertWebhook
 from belvedere_operators.controllers.context import Settings
 from belvedere_operators.controlplane.cluster import Candidacy, ClusterOperator
+from belvedere_operators.manifests.network import read_network_peers
 from belvedere_operators.manifests.pods import read_pod_defaults
 from belvedere_operators.runtime import SystemClock
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.resources.base import API_VERSION
 from belvedere_platform.store import Kind, Manifest, ObjectStore
-from belvedere_platform.store.kinds import DEPLOYMENT, MODEL_SERVICE, RAY_JOB, RAY_SERVICE, TRAINING_RUN
+from belvedere_platform.store.kinds import (
+    DEPLOYMENT,
+    HORIZONTAL_POD_AUTOSCALER,
+    MODEL_SERVICE,
+    POD_DISRUPTION_BUDGET,
+    RAY_JOB,
+    RAY_SERVICE,
+    TRAINING_RUN,
+)
 from belvedere_platform.store.kinds import SERVICE as SERVICE_KIND
 from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_serving.gateway.watch import Observed, Watcher
@@ -53,6 +62,9 @@ UNUSED_HERE: dict[Right, str] = {
         ("apps", "deployments"),
     )
 }
+UNUSED_HERE |= {
+    ("keda.sh", "scaledobjects", verb): "asked where KEDA is installed" for verb in ("create", "patch", "delete")
+} | {("networking.k8s.io", "networkpolicies", "delete"): "asked when the policies are switched off"}
 UNUSED_HERE |= {
     ("ray.io", "rayclusters", verb): "asked when a service is scaled whose cluster KubeRay made; tests/cluster does"
     for verb in ("get", "patch")
@@ -101,7 +113,8 @@ class Cluster:
     def remove(self) -> None:
         self.kubectl("delete", "--wait=false", "namespace", self.system, self.models)
         for kind in ("clusterrole", "clusterrolebinding"):
-            names = [f"{self.system}-belvedere-{component}" for component in ("operator", "gateway")]
+            components = ("operator", "gateway", "operator-nodes")
+            names = [f"{self.system}-belvedere-{component}" for component in components]
             self.kubectl("delete", "--ignore-not-found", kind, *names)
 
 
@@ -201,6 +214,13 @@ class Story:
             asked = {**SERVICE, "backend": "triton", "version": version}
             await self._apply(resource(MODEL_SERVICE, "picture", models, asked))
             await eventually(partial(self._served_by_triton, version), f"{version} and no other to be Triton's")
+        # Asked for, changed, and not asked for any more: so are the autoscaler, and the disruption budget with it.
+        picture = {**SERVICE, "backend": "triton", "version": "v2"}
+        for most, percent, objects in ((2, 50, 1), (2, 60, 1), (1, None, 0)):
+            asked = {"autoscaler": {"kind": "HorizontalPodAutoscaler", "targetCpuPercent": percent}} if percent else {}
+            changed = {**picture, "scaling": {"maxReplicas": most, **asked}}
+            await self._apply(resource(MODEL_SERVICE, "picture", models, changed))
+            await eventually(partial(self._scaled_by, percent, objects), f"an autoscaler at {percent} %")
 
     async def _apply(self, manifest: Manifest) -> None:
         await self.admin.apply(manifest, field_manager="person")
@@ -232,6 +252,13 @@ class Story:
         found = [await self.admin.list(kind, self.cluster.models) for kind in (DEPLOYMENT, SERVICE_KIND)]
         return all([one["metadata"]["name"] for one in each.items] == [f"picture-{version}"] for each in found)
 
+    async def _scaled_by(self, percent: int | None, budgets: int) -> bool:
+        scalers = (await self.admin.list(HORIZONTAL_POD_AUTOSCALER, self.cluster.models)).items
+        targets = [one["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"] for one in scalers]
+        found = (await self.admin.list(POD_DISRUPTION_BUDGET, self.cluster.models)).items
+        of_picture = [one for one in found if one["metadata"]["name"] == "picture-replicas"]
+        return targets == ([percent] if percent else []) and len(of_picture) == budgets
+
     async def _addresses_follow(self) -> bool:
         text = self.cluster.kubectl("get", "endpointslices", "-n", self.cluster.models, "-o", "json")
         replicas = [one["metadata"]["annotations"]["belvedere.dev/replica"] for one in json.loads(text)["items"]]
@@ -240,7 +267,9 @@ class Story:
 
 def settings_of(cluster: Cluster, manifests: list[Manifest], folder: Path, namespaces: tuple[str, ...]) -> Settings:
     defaults = folder / "pods.yaml"
-    defaults.write_text(named(manifests, "ConfigMap", "belvedere-pod-defaults")["data"]["pods.yaml"])
+    peers = folder / "peers.yaml"
+    for file in (defaults, peers):
+        file.write_text(named(manifests, "ConfigMap", "belvedere-pod-defaults")["data"][file.name])
     return Settings(
         instance="rights",
         artifacts_url=str(folder / "artifacts"),
@@ -249,13 +278,15 @@ def settings_of(cluster: Cluster, manifests: list[Manifest], folder: Path, names
         prometheus_url="http://127.0.0.1:9",
         toolchain={"onnxruntime": "1.0"},
         pod_defaults=read_pod_defaults(defaults),
+        network_peers=read_network_peers(peers),
+        count_accelerators=True,
     )
 
 
 async def test_in_watched_namespaces_every_right_is_used_and_none_is_missing(
     cluster: Cluster, opened: Any, actors: Actors, tmp_path: Path
 ) -> None:
-    manifests = cluster.install({**S3, "watchNamespaces": [cluster.models]})
+    manifests = cluster.install({**S3, "watchNamespaces": [cluster.models], "models": {"accelerators": "nodes"}})
     ledger, clock = Ledger(), SystemClock()
     store = opened(cluster.user("belvedere-operator"), ledger)
     token = await kept_token(store, cluster.system, "belvedere-alerts")
@@ -297,7 +328,7 @@ async def test_in_watched_namespaces_every_right_is_used_and_none_is_missing(
 
 
 async def test_with_all_namespaces_the_operator_reads_them_all(cluster: Cluster, opened: Any, tmp_path: Path) -> None:
-    manifests = cluster.install(S3)
+    manifests = cluster.install({**S3, "models": {"accelerators": "nodes"}})
     ledger = Ledger()
     store = opened(cluster.user("belvedere-operator"), ledger)
     operator = ClusterOperator(store, SystemClock(), settings_of(cluster, manifests, tmp_path, ()))

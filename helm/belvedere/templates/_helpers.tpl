@@ -182,6 +182,23 @@ Call with (list $ .Values.operator.pod); gives YAML that fromYaml reads.
 {{ toYaml $defaults }}
 {{- end -}}
 
+{{/* Who may reach the pods that serve models, by what they are: NetworkPolicyPeers. */}}
+{{- define "belvedere.models.networkPeers" -}}
+{{- $root := . -}}
+{{- $here := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $own := dict -}}
+{{- range $component := list "gateway" "operator" -}}
+{{- $labels := include "belvedere.selectorLabels" (list $root $component) | fromYaml -}}
+{{- $_ := set $own $component (dict "namespaceSelector" $here "podSelector" (dict "matchLabels" $labels)) -}}
+{{- end -}}
+{{- $peers := dict "operator" (list $own.operator) "kuberay" .Values.networkPolicies.kuberayFrom -}}
+{{- $gateway := ternary (list $own.gateway) list .Values.gateway.enabled -}}
+{{- $_ := set $peers "gateway" (concat $gateway .Values.networkPolicies.modelsFrom) -}}
+{{- $anybody := list (dict "namespaceSelector" dict) -}}
+{{- $_ := set $peers "monitoring" (.Values.networkPolicies.monitoringFrom | default $anybody) -}}
+{{ toYaml $peers }}
+{{- end -}}
+
 {{/* Which namespaces to watch, as arguments. */}}
 {{- define "belvedere.watchArguments" -}}
 {{- range $index, $namespace := .Values.watchNamespaces }}
@@ -263,7 +280,23 @@ used, and none is missing. Kinds that it follows are read from its copies, so th
   verbs: [list, watch, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [list, watch, create, patch]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [list, watch, create, patch, delete]
+{{- end -}}
+
+{{/* Rules of the operator for what is in no namespace. */}}
+{{- define "belvedere.operator.clusterRules" -}}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [list, watch]
 {{- end -}}
 
 {{/* Rules of the gateway in the namespaces that it watches: it reads routes and replicas, and writes nothing. */}}

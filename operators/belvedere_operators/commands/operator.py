@@ -21,6 +21,24 @@ if TYPE_CHECKING:
 PREFIX = "BELVEDERE_OPERATOR"
 
 
+NODES = "nodes"
+WORKERS = 8
+
+
+def _budget(context: click.Context, parameter: click.Parameter, given: str | None) -> float | str | None:
+    if given is None or given == NODES:
+        return given
+    try:
+        number = float(given)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise click.BadParameter(
+            f"{given!r} is neither a number that is not negative nor {NODES!r}", context, parameter
+        )
+    return number
+
+
 @click.command(
     context_settings={"auto_envvar_prefix": PREFIX},
     epilog=f"Every option can be given by the environment, too: --pod-defaults as {PREFIX}_POD_DEFAULTS.",
@@ -56,8 +74,16 @@ PREFIX = "BELVEDERE_OPERATOR"
 )
 @click.option(
     "--accelerators",
-    type=click.FloatRange(min=0),
-    help="How many accelerators TrainingRuns may hold at a time; more wait. [default: nobody counts]",
+    callback=_budget,
+    metavar=f"NUMBER|{NODES}",
+    help="How many accelerators TrainingRuns may hold at a time, more wait; `nodes` for what the nodes have, less what "
+    "replicas hold. [default: nobody counts]",
+)
+@click.option(
+    "--network-peers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="YAML file with who may reach the pods that serve: gateway, operator, kuberay, monitoring (docs/cluster.md). "
+    "[default: everybody]",
 )
 @click.option("--instance", default="cluster", show_default=True, help="Id of this installation.")
 @artifacts_option
@@ -75,7 +101,8 @@ def operator(
     pod_defaults: Path | None,
     namespaces: tuple[str, ...],
     lease: str | None,
-    accelerators: float | None,
+    accelerators: float | str | None,
+    network_peers: Path | None,
     instance: str,
 ) -> None:
     """Run the control plane in the foreground (`belvedere up` runs it for you)."""
@@ -85,6 +112,7 @@ def operator(
     from belvedere_operators.controllers.context import Settings
     from belvedere_operators.controlplane.cluster import run_in_cluster
     from belvedere_operators.controlplane.logs import log_to
+    from belvedere_operators.manifests.network import read_network_peers
     from belvedere_operators.manifests.pods import in_containers, read_pod_defaults
     from belvedere_platform.resources.pod_patch import PodDefaults
 
@@ -97,7 +125,10 @@ def operator(
         alerts_secret=_secret(alerts_secret_file, alerts_secret, settings().store_url),
         gateway_url=gateway_url,
         image=image,
-        accelerators=accelerators,
+        accelerators=accelerators if isinstance(accelerators, float) else None,
+        count_accelerators=accelerators == NODES,
+        workers=WORKERS,
+        network_peers=read_network_peers(network_peers) if network_peers else None,
         pod_defaults=in_containers(read_pod_defaults(pod_defaults) if pod_defaults else PodDefaults()),
     )
     candidacy = _candidacy(lease, os.environ)

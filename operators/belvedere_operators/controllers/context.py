@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
 
+from belvedere_operators.manifests.network import NetworkPeers
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.runtime import Caches, Clock
+from belvedere_operators.runtime.http import AiohttpTransport
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.artifacts.layout import canonical
 from belvedere_platform.resources.pod_patch import PodDefaults
@@ -43,11 +43,18 @@ class Settings:
     """CPUs that replicas may use; None when the cluster does not say."""
     accelerators: float | None = None
     """How many accelerators training may hold at a time; None when nobody counts them."""
+    count_accelerators: bool = False
+    """Whether the nodes say how many there are, in the place of `accelerators`."""
+    workers: int = 2
+    """How many objects of a kind are reconciled at a time. Most of a reconcile is waiting for the store."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """More environment for every child."""
 
     pod_defaults: PodDefaults = field(default_factory=PodDefaults)
     """What the installation says of the pods of children."""
+
+    network_peers: NetworkPeers | None = None
+    """Who may reach the pods that serve; None for everybody."""
 
     toolchain: Mapping[str, str] = field(default_factory=lambda: installed_toolchain())
     """Versions of what builds engines; part of an engine's key, so that another toolchain builds anew."""
@@ -90,12 +97,8 @@ class Context:
     @cached_property
     def http(self) -> httpx.AsyncClient:
         """Return the client for Prometheus and the Ray dashboards; whoever runs the control plane closes it."""
-        if find_spec("sniffio") is None:
-            # httpcore looks for it at each request, on the whole of the path: a quarter of what a request costs.
-            sys.modules["sniffio"] = None  # type: ignore[assignment]
-        # Each RayService has a dashboard of its own: what is kept open for all of them only makes the pool slow.
-        limits = httpx.Limits(max_connections=50, max_keepalive_connections=10)
-        return httpx.AsyncClient(timeout=httpx.Timeout(5.0, connect=2.0, pool=30.0), limits=limits, trust_env=False)
+        timeout = httpx.Timeout(5.0, connect=2.0)
+        return httpx.AsyncClient(timeout=timeout, transport=AiohttpTransport(), trust_env=False)
 
 
 TOOLCHAIN_VARIABLE = "BELVEDERE_TOOLCHAIN"

@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import ValidationError
-
-from belvedere_platform.errors import InvalidInput
+from belvedere_operators.manifests.installation_file import read_installation_file
 from belvedere_platform.resources.pod_patch import InstallationPodPatch, PodDefaults, PodPatch, Variable
 from belvedere_platform.store import Manifest
 
@@ -52,15 +49,7 @@ class PodSettings:
 
 def read_pod_defaults(path: Path) -> PodDefaults:
     """Return the pod defaults in a YAML file. Raises InvalidInput that names the field."""
-    try:
-        return PodDefaults.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except OSError as error:
-        raise InvalidInput(f"the pod defaults {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise InvalidInput(f"the pod defaults {path} are not YAML: {error}") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors())
-        raise InvalidInput(f"the pod defaults {path} are wrong: {wrong}") from error
+    return read_installation_file(path, PodDefaults, what="pod defaults")
 
 
 def in_containers(defaults: PodDefaults) -> PodDefaults:

@@ -212,8 +212,9 @@ class Caches:
         """Return the reflector of a kind, made at the first call. An optional kind need not be installed."""
         selector = tuple(sorted((labels or {}).items()))
         if (kind, selector) not in self._reflectors:
+            namespaces = self._namespaces if kind.namespaced else ()
             self._reflectors[kind, selector] = Reflector(
-                self._store, kind, clock=self._clock, namespaces=self._namespaces, labels=labels, optional=optional
+                self._store, kind, clock=self._clock, namespaces=namespaces, labels=labels, optional=optional
             )
         return self._reflectors[kind, selector]
 

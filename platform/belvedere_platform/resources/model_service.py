@@ -25,14 +25,46 @@ class Slo(Part):
     latency: LatencyObjective = LatencyObjective()
 
 
+class Autoscaler(Part):
+    """An autoscaler of the cluster in the place of Belvedere's own: it writes `scaling.minReplicas`, through `/scale`."""
+
+    kind: Annotated[
+        Literal["HorizontalPodAutoscaler", "ScaledObject"],
+        Field(
+            description="HorizontalPodAutoscaler scales by CPU (metrics-server), ScaledObject (KEDA) by requests in flight"
+        ),
+    ]
+    # No defaults here: the API server would fill them in for nobody, and they would stay when the autoscaler is left out.
+    min_replicas: Annotated[int | None, Field(ge=1, le=1000, description="how few it may ask for; 1 when left out")] = (
+        None
+    )
+    target_cpu_percent: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=100,
+            description="HorizontalPodAutoscaler: use of the CPU that a replica asks for; 70 when left out",
+        ),
+    ] = None
+
+
 class Scaling(Part):
     """How many replicas, and when that changes."""
 
-    min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    min_replicas: Annotated[
+        int, Field(ge=1, le=1000, description="leave it out when an autoscaler is named, which then sets it")
+    ] = 1
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     target_in_flight: Annotated[float, Field(gt=0, description="requests in flight that one replica should carry")] = 4
     scale_in_delay_seconds: Annotated[float, Field(ge=0)] = 300
+    autoscaler: Annotated[
+        Autoscaler | None, Field(description="who else decides how many replicas there are; Belvedere when left out")
+    ] = None
     cel: ClassVar = (
+        CelRule(
+            rule="!has(self.autoscaler) || !has(self.autoscaler.minReplicas) || self.autoscaler.minReplicas <= self.maxReplicas",
+            message="scaling.autoscaler.minReplicas must not be greater than scaling.maxReplicas",
+        ),
         CelRule(
             rule="self.minReplicas <= self.maxReplicas",
             message="scaling.minReplicas must not be greater than scaling.maxReplicas",
@@ -309,7 +341,7 @@ class ModelService(Resource):
         PrinterColumn(name="Age", type="date", json_path=".metadata.creationTimestamp"),
     )
     conditions = {
-        "Accepted": "Accepted, ModelVersionNotFound, ModelMismatch",
+        "Accepted": "Accepted, ModelVersionNotFound, ModelMismatch, AutoscalerNotInstalled",
         "EngineReady": "Ready, Building, ParityFailed, LatencyBudgetExceeded, BuildFailed, ModelVersionNotFound",
         "CapacityAvailable": "Fits, WaitingForCapacity, Unreported",
         "Ready": "Routable, NoReplicas, WaitingForEngine, WaitingForReplicas, WaitingForGateway",

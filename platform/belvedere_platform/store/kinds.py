@@ -48,10 +48,22 @@ PROMETHEUS_RULE = Kind(
 POD_DISRUPTION_BUDGET = Kind(
     api_version="policy/v1", kind="PodDisruptionBudget", plural="poddisruptionbudgets", short_names=("pdb",)
 )
+NETWORK_POLICY = Kind(
+    api_version="networking.k8s.io/v1", kind="NetworkPolicy", plural="networkpolicies", short_names=("netpol",)
+)
+HORIZONTAL_POD_AUTOSCALER = Kind(
+    api_version="autoscaling/v2",
+    kind="HorizontalPodAutoscaler",
+    plural="horizontalpodautoscalers",
+    short_names=("hpa",),
+)
+SCALED_OBJECT = Kind(api_version="keda.sh/v1alpha1", kind="ScaledObject", plural="scaledobjects", short_names=("so",))
+NODE = Kind(api_version="v1", kind="Node", plural="nodes", namespaced=False)
+"""Read by an operator that counts accelerators; not among KINDS, as users of a namespace may not list it."""
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 
 KINDS: tuple[Kind, ...] = (
     TRAINING_RUN, MODEL_VERSION, ENGINE, MODEL_SERVICE,
     RAY_JOB, RAY_SERVICE, RAY_CLUSTER, DEPLOYMENT, JOB, SERVICE, CONFIG_MAP, SECRET, EVENT, ENDPOINT_SLICE, PROMETHEUS_RULE,
-    POD_DISRUPTION_BUDGET, LEASE,
+    POD_DISRUPTION_BUDGET, NETWORK_POLICY, HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT, LEASE,
 )  # fmt: skip

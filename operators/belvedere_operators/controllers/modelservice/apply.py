@@ -16,7 +16,8 @@ from belvedere_operators.runtime import EventRecorder
 from belvedere_platform.errors import NotFound, NotInstalled
 from belvedere_platform.resources.model_service import ModelServiceStatus
 from belvedere_platform.store import Manifest, ObjectStore
-from belvedere_platform.store.kinds import DEPLOYMENT, RAY_SERVICE, SERVICE
+from belvedere_platform.store.admission import kind_of
+from belvedere_platform.store.kinds import DEPLOYMENT, SERVICE
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ async def apply_children(store: ObjectStore, state: State, wanted: Children) -> 
     found = {server["metadata"]["name"]: server for server in state.servers.values()}
     for manifest in wanted.servers:
         await resize(store, manifest, found.get(manifest["metadata"]["name"]), field_manager=FIELD_MANAGER)
-    if wanted.budget is not None:
-        await store.apply(wanted.budget, field_manager=FIELD_MANAGER)
+    for manifest in wanted.guards:
+        await store.apply(manifest, field_manager=FIELD_MANAGER)
     if wanted.rule is not None:
         # Without the Prometheus operator there are no alerts; the judge needs none.
         with contextlib.suppress(NotInstalled):
@@ -73,7 +74,7 @@ async def _delete(store: ObjectStore, manifest: Manifest) -> None:
     metadata = manifest["metadata"]
     if "deletionTimestamp" in metadata:
         return
-    kinds = (DEPLOYMENT, SERVICE) if manifest["kind"] == DEPLOYMENT.kind else (RAY_SERVICE,)
+    kinds = (DEPLOYMENT, SERVICE) if manifest["kind"] == DEPLOYMENT.kind else (kind_of(manifest),)
     for kind in kinds:
         try:
             await store.delete(kind, metadata["name"], metadata["namespace"])

@@ -13,8 +13,10 @@ from belvedere_operators.controllers.modelservice.journal import Journal
 from belvedere_operators.controllers.modelservice.obstacles import capacity_obstacle
 from belvedere_operators.controllers.modelservice.replicas import desired_replicas
 from belvedere_operators.controllers.modelservice.state import State
+from belvedere_operators.manifests.autoscaler import autoscaler
 from belvedere_operators.manifests.disruption import disruption_budget
 from belvedere_operators.manifests.gateway import gateway_route
+from belvedere_operators.manifests.network import network_policy
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayservice import ray_service
@@ -25,13 +27,13 @@ from belvedere_platform.store.kinds import ENGINE
 
 @dataclass(frozen=True, kw_only=True)
 class Children:
-    """What to write, in this order, and which versions' servers to delete after it."""
+    """What to write, in this order, and what to delete after it."""
 
     route: Manifest | None
     engines: tuple[Manifest, ...]
     servers: tuple[Manifest, ...]
     rule: Manifest | None
-    budget: Manifest | None
+    guards: tuple[Manifest, ...]
     surplus: tuple[Manifest, ...]
 
 
@@ -39,6 +41,8 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
     """Return what shall exist. Servers that are not wanted any more come last, when the route no longer names them."""
     desired = desired_replicas(state, journal)
     waiting = _waits_for_capacity(state, journal)
+    guards = _guards(state, journal, desired, settings) if journal.stable is not None else ()
+    kept = {_identity(one) for one in guards}
     return Children(
         route=_route(state, journal),
         engines=tuple(
@@ -53,9 +57,30 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
             for manifest in _servers(state, journal, version, replicas, settings)
         ),
         rule=_rule(state, journal),
-        budget=_budget(state, journal, desired),
-        surplus=tuple(found for version, found in sorted(state.servers.items()) if version not in desired),
+        guards=guards,
+        surplus=(
+            *(found for version, found in sorted(state.servers.items()) if version not in desired),
+            *(found for found in state.guards if _identity(found) not in kept),
+        ),
     )
+
+
+def _guards(
+    state: State, journal: Journal, desired: Mapping[str, int], settings: Settings
+) -> tuple[Manifest, ...]:
+    """Return what stands beside the servers: who reaches them, how many must stay, who scales them."""
+    peers = settings.network_peers
+    scaler = autoscaler(state.manifest, state.spec, prometheus_url=settings.prometheus_url)
+    made = (
+        network_policy(state.manifest, peers) if peers is not None else None,
+        _budget(state, journal, desired),
+        scaler if state.missing_kind is None else None,
+    )
+    return tuple(one for one in made if one is not None)
+
+
+def _identity(manifest: Manifest) -> tuple[str, str]:
+    return manifest["kind"], manifest["metadata"]["name"]
 
 
 def _servers(state: State, journal: Journal, version: str, replicas: int, settings: Settings) -> tuple[Manifest, ...]:

@@ -23,11 +23,14 @@ from belvedere_platform.store.kinds import (
     DEPLOYMENT,
     ENDPOINT_SLICE,
     ENGINE,
+    HORIZONTAL_POD_AUTOSCALER,
     MODEL_SERVICE,
     MODEL_VERSION,
+    NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
     PROMETHEUS_RULE,
     RAY_SERVICE,
+    SCALED_OBJECT,
 )
 
 SHORTEST_WAIT_SECONDS = 0.05
@@ -114,8 +117,11 @@ def model_service_controller(context: Context) -> Controller:
             Watched(kind=CONFIG_MAP, keys=alerted_service, labels=MANAGED_BY),
             Watched(kind=PROMETHEUS_RULE, keys=by_service, labels=MANAGED_BY, optional=True),
             Watched(kind=POD_DISRUPTION_BUDGET, keys=by_service, labels=MANAGED_BY),
+            Watched(kind=NETWORK_POLICY, keys=by_service, labels=MANAGED_BY),
+            Watched(kind=HORIZONTAL_POD_AUTOSCALER, keys=by_service, labels=MANAGED_BY, optional=True),
+            Watched(kind=SCALED_OBJECT, keys=by_service, labels=MANAGED_BY, optional=True),
         ),
-        workers=2,
+        workers=context.settings.workers,
     )
 
 

@@ -273,7 +273,8 @@ def _scale(state: State, journal: Journal) -> Journal:
         journal.scale.state(),
         Bounds(
             minimum=scaling.min_replicas,
-            maximum=scaling.max_replicas,
+            # With an autoscaler there is one number: what it wrote. Two that decide would pull against each other.
+            maximum=scaling.max_replicas if scaling.autoscaler is None else scaling.min_replicas,
             target_in_flight=scaling.target_in_flight,
             scale_in_delay_seconds=scaling.scale_in_delay_seconds,
             settle_seconds=max(10.0, 4 * interval),

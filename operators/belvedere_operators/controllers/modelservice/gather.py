@@ -15,8 +15,9 @@ from belvedere_operators.controllers.modelservice.memory import Memory, look_sec
 from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
 from belvedere_operators.controllers.modelservice.state import State, wants_rollout
 from belvedere_operators.delivery.rollout import Request, Verb
+from belvedere_operators.manifests.autoscaler import KINDS as AUTOSCALERS
 from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL, VERSION_LABEL
-from belvedere_operators.manifests.rayservice import CPUS_ANNOTATION
+from belvedere_operators.manifests.server import CPUS_ANNOTATION
 from belvedere_operators.runtime import Key
 from belvedere_platform.errors import NotFound, Unavailable
 from belvedere_platform.resources import Engine, ModelService, ModelVersion
@@ -29,12 +30,16 @@ from belvedere_platform.store.kinds import (
     ENGINE,
     MODEL_SERVICE,
     MODEL_VERSION,
+    NETWORK_POLICY,
+    POD_DISRUPTION_BUDGET,
     RAY_SERVICE,
 )
 
 REQUEST_ANNOTATION = "belvedere.dev/rollout-request"
 SERVER_KINDS = {"rayServe": RAY_SERVICE, "triton": DEPLOYMENT}
 """By backend, what serves a version."""
+GUARD_KINDS = (POD_DISRUPTION_BUDGET, NETWORK_POLICY, *AUTOSCALERS.values())
+"""Of what a service has one at most, and is told to have or not."""
 EARLY = 0.05
 """A look may come this share of the interval early: timers are not exact."""
 
@@ -71,6 +76,8 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
         version_manifests=versions,
         engines={name: Engine.model_validate(found) for name, found in engines.items()},
         servers=servers,
+        guards=await _guards(store, key),
+        missing_kind=_missing_kind(context, service.spec),
         num_services=num_services,
         routable=await _routable(store, key),
         cluster_cpus=context.settings.cluster_cpus,
@@ -136,6 +143,17 @@ async def _servers(
     mine = {item["metadata"]["uid"] for item in listing.items}
     every = [one for kind in SERVER_KINDS.values() for one in (await store.list(kind, labels=MANAGED_BY)).items]
     return own, sum(_cpus(item) for item in every if item["metadata"]["uid"] not in mine)
+
+
+async def _guards(store: ObjectStore, key: Key) -> tuple[Manifest, ...]:
+    found = [await store.list(kind, key.namespace, labels={SERVICE_LABEL: key.name}) for kind in GUARD_KINDS]
+    return tuple(item for listing in found for item in listing.items)
+
+
+def _missing_kind(context: Context, spec: ModelServiceSpec) -> Kind | None:
+    asked = spec.scaling.autoscaler
+    kind = AUTOSCALERS[asked.kind] if asked is not None else None
+    return kind if kind is not None and context.caches.of(kind, MANAGED_BY, optional=True).absent else None
 
 
 def _cpus(server: Manifest) -> float:

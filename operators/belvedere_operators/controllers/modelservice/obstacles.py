@@ -26,6 +26,13 @@ def accepted(state: State) -> Failure | None:
             reason="ModelMismatch",
             message=f"spec.model is {state.spec.model}, but ModelVersion {state.spec.version} is of model {version.spec.model}",
         )
+    if state.missing_kind is not None:
+        kind = state.missing_kind
+        return Failure(
+            reason="AutoscalerNotInstalled",
+            message=f"spec.scaling.autoscaler.kind is {kind.kind}, and the cluster does not know {kind.plural} of "
+            f"{kind.group}: install what brings it, or leave scaling.autoscaler out",
+        )
     return None
 
 

@@ -14,7 +14,7 @@ from belvedere_operators.delivery.rollout import Request
 from belvedere_platform.resources import Engine, ModelService, ModelVersion
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.resources.pod_patch import PodPatch
-from belvedere_platform.store import Manifest
+from belvedere_platform.store import Kind, Manifest
 
 STALE_ALERT_SECONDS = 900.0
 """A firing alert that was not repeated for so long is no longer believed."""
@@ -39,6 +39,10 @@ class State:
     """Engines that exist, by version."""
     servers: Mapping[str, Manifest] = field(default_factory=dict)
     """What serves this service's versions and exists, by version: RayServices, or with backend triton Deployments."""
+    guards: tuple[Manifest, ...] = ()
+    """What exists beside the servers: disruption budget, network policy and autoscaler."""
+    missing_kind: Kind | None = None
+    """The kind of the autoscaler asked for, when the cluster does not know it."""
     routable: Mapping[str, int] = field(default_factory=dict)
     """Ready replicas by version, from EndpointSlices."""
     num_services: int = 1

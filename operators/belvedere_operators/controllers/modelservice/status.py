@@ -11,7 +11,7 @@ from belvedere_operators.controllers.modelservice.looking import evidence_now
 from belvedere_operators.controllers.modelservice.replicas import desired_replicas
 from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.delivery.evidence import Evidence
-from belvedere_operators.manifests.ownership import SERVICE_LABEL
+from belvedere_operators.manifests.ownership import ROLE_LABEL, SERVICE_LABEL
 from belvedere_operators.runtime import timestamp
 from belvedere_platform.resources.model_service import (
     DecisionRecord,
@@ -38,7 +38,7 @@ def status_of(state: State, journal: Journal, settings: Settings) -> ModelServic
         rollout=_rollout(journal),
         scaling=_scaling(journal),
         replicas=sum(state.routable.values()),
-        selector=f"{SERVICE_LABEL}={state.name}",
+        selector=f"{SERVICE_LABEL}={state.name},{ROLE_LABEL}=replica",
         url=f"{settings.gateway_url}/services/{state.namespace}/{state.name}" if settings.gateway_url else None,
         decisions=tuple(decision_record(record) for record in journal.decisions[-SHOWN_DECISIONS:]),
     )

@@ -146,4 +146,5 @@ def model_version_controller(context: Context) -> Controller:
         reconcile=ModelVersionReconciler(context).reconcile,
         caches=context.caches,
         clock=context.clock,
+        workers=context.settings.workers,
     )

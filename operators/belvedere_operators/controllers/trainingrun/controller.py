@@ -9,7 +9,7 @@ from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.status import report
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
 from belvedere_operators.controllers.trainingrun.progress import ProgressBoard
-from belvedere_operators.controllers.trainingrun.state import gather
+from belvedere_operators.controllers.trainingrun.state import State, gather
 from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.manifests.rayjob import RUN_LABEL
 from belvedere_operators.runtime import (
@@ -22,7 +22,7 @@ from belvedere_operators.runtime import (
 )
 from belvedere_platform.errors import NotFound
 from belvedere_platform.store import Manifest
-from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
+from belvedere_platform.store.kinds import MODEL_VERSION, NODE, RAY_JOB, TRAINING_RUN
 
 FIELD_MANAGER = "belvedere-trainingrun"
 
@@ -32,6 +32,7 @@ class TrainingRunReconciler:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._admission = asyncio.Lock()
         self._board = ProgressBoard(context.http, context.settings.prometheus_url, context.clock)
         self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
 
@@ -40,7 +41,14 @@ class TrainingRunReconciler:
         gathered = await gather(self._context, self._board, key)
         if gathered is None:
             return None
-        manifest, state = gathered
+        if gathered[1].accelerators is None:
+            return await self._act(key, *gathered)
+        # Two runs that looked at the same time would both take what is free for one of them.
+        async with self._admission:
+            gathered = await gather(self._context, self._board, key)
+            return None if gathered is None else await self._act(key, *gathered)
+
+    async def _act(self, key: Key, manifest: Manifest, state: State) -> After | None:
         decision = decide(state)
         await self._apply(decision, key.namespace)
         await report(
@@ -81,6 +89,8 @@ def training_run_controller(context: Context) -> Controller:
             )
         ]
 
+    # A run that waits looks again by itself: nodes change too often to wake every run each time.
+    nodes = (Watched(kind=NODE, keys=lambda node: ()),) if context.settings.count_accelerators else ()
     return Controller(
         name="trainingrun",
         kind=TRAINING_RUN,
@@ -90,6 +100,7 @@ def training_run_controller(context: Context) -> Controller:
         watched=(
             Watched(kind=RAY_JOB, keys=label_keys(RUN_LABEL), labels=MANAGED_BY),
             Watched(kind=MODEL_VERSION, keys=waiting_for_version),
+            *nodes,
         ),
-        workers=2,
+        workers=context.settings.workers,
     )

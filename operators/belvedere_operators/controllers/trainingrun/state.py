@@ -10,16 +10,18 @@ from typing import Any
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.reading import condition_is_true, find
+from belvedere_operators.controllers.trainingrun.accelerators import (
+    FINAL_JOB_STATUSES,
+    Accelerators,
+    accelerators_for,
+)
 from belvedere_operators.controllers.trainingrun.progress import ProgressBoard, Reading
-from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.rayjob import (
-    ACCELERATORS_ANNOTATION,
     ATTEMPT_ANNOTATION,
     DATA_ANNOTATION,
     PARENT_ANNOTATION,
     RUN_LABEL,
-    accelerators_of,
 )
 from belvedere_operators.runtime import Key, parse_timestamp
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore
@@ -30,7 +32,6 @@ from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
 SHORTEST_LOOK_SECONDS = 2.0
 LOOKS_PER_SECOND = 50.0
 """How many runs are looked at in a second, all together."""
-FINAL_JOB_STATUSES = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +84,6 @@ class Trained:
     digest: str
     metrics: Mapping[str, float]
     config_digest: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accelerators:
-    """What the installation may use of them, and what other runs leave of it."""
-
-    total: float
-    free: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +152,7 @@ async def gather(context: Context, board: ProgressBoard, key: Key) -> tuple[Mani
         attempts=attempts,
         trained=trained,
         reading=reading,
-        accelerators=await _accelerators(context, run) if begins else None,
+        accelerators=await accelerators_for(context, run) if begins else None,
         look_seconds=max(SHORTEST_LOOK_SECONDS, len(context.caches.of(TRAINING_RUN)) / LOOKS_PER_SECOND),
     )
 
@@ -184,23 +177,6 @@ def _attempt(manifest: Manifest) -> Attempt:
         message=status.get("message") or "",
         end_time=parse_timestamp(end_time) if end_time else None,
     )
-
-
-async def _accelerators(context: Context, run: TrainingRun) -> Accelerators | None:
-    total = context.settings.accelerators
-    if total is None or not accelerators_of(run.spec):
-        return None
-    jobs = (await context.store.list(RAY_JOB, labels=MANAGED_BY)).items
-    return Accelerators(total=total, free=total - sum(held_accelerators(job) for job in jobs))
-
-
-def held_accelerators(job: Manifest) -> float:
-    """Return how many accelerators a RayJob holds: none before it may run and after it has ended."""
-    status = job.get("status", {})
-    ended = status.get("jobStatus") in FINAL_JOB_STATUSES or status.get("jobDeploymentStatus") in ("Complete", "Failed")
-    if ended or job["spec"].get("suspend"):
-        return 0.0
-    return float(job["metadata"].get("annotations", {}).get(ACCELERATORS_ANNOTATION, 0))
 
 
 def _data_digest(artifacts: ArtifactStore, dataset: str) -> str | None:

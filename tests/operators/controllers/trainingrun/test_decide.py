@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from belvedere_operators.controllers.trainingrun.accelerators import Accelerators, held_by_server, offered_by_node
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
-from belvedere_operators.controllers.trainingrun.state import Accelerators, Attempt, Parent, Published, State, Trained
+from belvedere_operators.controllers.trainingrun.state import Attempt, Parent, Published, State, Trained
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_platform.resources.training_run import TrainingRun, TrainingRunStatus
 
@@ -174,3 +175,29 @@ def test_rules_that_hold_for_every_state(given_state: State) -> None:
     settled = replace(given_state, run=given_state.run.model_copy(update={"status": decision.status}))
     again = decide(settled).status
     assert (again.phase, again.attempt) == (decision.status.phase, decision.status.attempt)
+
+
+GPU = {"resources": {"limits": {"nvidia.com/gpu": "2"}}}
+TEMPLATE = {"spec": {"containers": [GPU, {}]}}
+
+
+@pytest.mark.parametrize(
+    ("node", "offered"),
+    [
+        ({"status": {"allocatable": {"nvidia.com/gpu": "8", "cpu": "4"}}}, 8),
+        ({"status": {"allocatable": {"nvidia.com/gpu": "8"}}, "spec": {"unschedulable": True}}, 0),
+        ({"status": {"allocatable": {"cpu": "4"}}}, 0),
+        ({}, 0),
+    ],
+    ids=["has", "cordoned", "has none", "new"],
+)
+def test_a_node_offers_what_pods_may_have(node: dict[str, Any], offered: float) -> None:
+    assert offered_by_node(node) == offered
+
+
+def test_replicas_hold_what_their_pods_ask_for() -> None:
+    groups = [{"replicas": 3, "template": TEMPLATE}, {"replicas": 1, "template": {"spec": {"containers": [{}]}}}]
+    assert held_by_server({"spec": {"rayClusterConfig": {"workerGroupSpecs": groups}}}) == 6
+    assert held_by_server({"spec": {"replicas": 2, "template": TEMPLATE}}) == 4
+    assert held_by_server({"spec": {"template": TEMPLATE}}) == 2
+    assert held_by_server({"spec": {}}) == 0
