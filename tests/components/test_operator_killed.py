@@ -1,16 +1,22 @@
-"""An operator that is killed again and again while versions are trained, served and replaced ends where an undisturbed one does."""
+"""An operator that is killed again and again while versions are trained, served and replaced ends where an undisturbed one does.
+
+With BELVEDERE_KILL_SECONDS=300 (`make operator-killed`) it is killed every five seconds for so long, and its line to the API
+server is cut in between; without, a few times.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,6 +44,7 @@ from belvedere_platform.store.kinds import (
     TRAINING_RUN,
 )
 from belvedere_platform.store.kubernetes import KubernetesStore
+from line import line_to, over_line
 
 from ..helm.actors import Actors
 
@@ -47,8 +54,12 @@ KINDS = (
     TRAINING_RUN, RAY_JOB, MODEL_VERSION, ENGINE, JOB, MODEL_SERVICE, RAY_SERVICE,
     CONFIG_MAP, PROMETHEUS_RULE, POD_DISRUPTION_BUDGET, ENDPOINT_SLICE,
 )  # fmt: skip
-NUM_KILLS = 4
-LIMIT_SECONDS = 120.0
+KILL_SECONDS = float(os.environ.get("BELVEDERE_KILL_SECONDS", 0))
+PERIOD_SECONDS = 5.0
+NUM_KILLS = round(KILL_SECONDS / PERIOD_SECONDS) or 4
+NUM_VERSIONS = 2 + round(KILL_SECONDS / 60)
+"""How many versions there are on each of the two days, one after the other."""
+LIMIT_SECONDS = 120.0 + KILL_SECONDS
 RUN: Manifest = {"model": "clip", "data": {"dataset": "emoji"}, "optimization": {"pairs": 1000}}
 SERVICE: Manifest = {
     "model": "clip",
@@ -69,16 +80,16 @@ class Day:
             found.bind(("127.0.0.1", 0))
             self.port = int(found.getsockname()[1])
 
-    async def start(self) -> asyncio.subprocess.Process:
+    async def start(self, kubeconfig: Path | None = None, *more: str) -> asyncio.subprocess.Process:
         """Start an operator and return it when it acts."""
         secret = self.folder / "secret"
         secret.write_text("hush")
         program = shutil.which("belvedere", path=str(Path(sys.executable).parent)) or "belvedere"
         process = await asyncio.create_subprocess_exec(
-            program, "operator", f"--store=kubernetes://?kubeconfig={self.kubeconfig}",
+            program, "operator", f"--store=kubernetes://?kubeconfig={kubeconfig or self.kubeconfig}",
             f"--artifacts={self.artifacts.url}", "--address=127.0.0.1", f"--port={self.port}",
             f"--alerts-secret-file={secret}", "--prometheus-url=http://127.0.0.1:9",
-            f"--watch-namespace={self.namespace}",
+            f"--watch-namespace={self.namespace}", *more,
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         async with httpx.AsyncClient(trust_env=False) as http:
@@ -98,13 +109,27 @@ class Day:
         return process
 
     async def operate(self, kills: int) -> None:
-        """Keep an operator running; so many are killed, each a little after it began to act."""
-        random = Random(7)
-        for _ in range(kills):
-            process = await self.start()
-            await asyncio.sleep(random.uniform(0.05, 1.0))
-            process.kill()
-            await process.wait()
+        """Keep an operator running; so many are killed, each a little after it began to act and lost its line for once."""
+        random, line = Random(7), line_to(self.kubeconfig)
+        await line.restore()
+        near = over_line(self.kubeconfig, line, self.folder / "kubeconfig")
+        longest = PERIOD_SECONDS if KILL_SECONDS else 1.0
+        try:
+            for _ in range(kills):
+                process = await self.start(near)
+                try:
+                    # Some are killed at once, some while they are cut off, some when they have been back for a while.
+                    moments = sorted(random.uniform(0.05, longest) for _ in range(3))
+                    await asyncio.sleep(moments[0])
+                    await line.cut()
+                    await asyncio.sleep(min(0.5, moments[1] - moments[0]))
+                    await line.restore()
+                    await asyncio.sleep(moments[2] - moments[1])
+                finally:
+                    process.kill()
+                    await process.wait()
+        finally:
+            await line.cut()
         process = await self.start()
         try:
             await asyncio.Event().wait()
@@ -113,17 +138,19 @@ class Day:
             await process.wait()
 
     async def ask(self) -> None:
-        """Train two versions, serve the first, and replace it by the second as a person wants it."""
+        """Train versions, serve the first, and replace each by the next as a person wants it."""
         self.artifacts.push("dataset", {"manifest.json": b"{}"}, config={}, tag="datasets/emoji")
         await self.apply(TRAINING_RUN, "v1", RUN)
         await self.apply(MODEL_SERVICE, "emoji", {**SERVICE, "version": "v1"})
         await eventually(lambda: self.stable_is("v1"), "the first version to serve")
-        await self.apply(TRAINING_RUN, "v2", RUN)
-        wish = json.dumps({"verb": "promote", "candidate": "v2", "id": "1"})
-        asked = {"annotations": {"belvedere.dev/rollout-request": wish}}
-        await self.apply(MODEL_SERVICE, "emoji", {**SERVICE, "version": "v2"}, **asked)
-        await eventually(lambda: self.stable_is("v2"), "the second version to be promoted")
-        await eventually(self.first_is_gone, "the first version to be retired")
+        for number in range(2, NUM_VERSIONS + 1):
+            version = f"v{number}"
+            await self.apply(TRAINING_RUN, version, RUN)
+            wish = json.dumps({"verb": "promote", "candidate": version, "id": f"{number}"})
+            asked = {"annotations": {"belvedere.dev/rollout-request": wish}}
+            await self.apply(MODEL_SERVICE, "emoji", {**SERVICE, "version": version}, **asked)
+            await eventually(partial(self.stable_is, version), f"{version} to be promoted")
+            await eventually(partial(self.is_alone, version), f"what was before {version} to be retired")
 
     async def apply(self, kind: Kind, name: str, spec: Manifest, **more: Any) -> None:
         metadata = {"name": name, "namespace": self.namespace, **more}
@@ -138,9 +165,9 @@ class Day:
         ready = {one["type"]: one["status"] for one in status.get("conditions", ())}.get("Ready")
         return (status.get("stable") or {}).get("version") == version and ready == "True"
 
-    async def first_is_gone(self) -> bool:
+    async def is_alone(self, version: str) -> bool:
         services = (await self.store.list(RAY_SERVICE, self.namespace)).items
-        return [one["metadata"]["name"] for one in services] == ["emoji-v2"]
+        return [one["metadata"]["name"] for one in services] == [f"emoji-{version}"]
 
     async def end(self) -> dict[str, Any]:
         """Return everything that there is, without what no two days share."""
@@ -194,7 +221,8 @@ async def make_day(kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Callable[[
         folder = tmp_path / name
         folder.mkdir()
         day = Day(kubeconfig, f"killed-{uuid.uuid4().hex[:8]}", folder)
-        await asyncio.to_thread(_namespaces(kubeconfig).create_namespace, {"metadata": {"name": day.namespace}})
+        with _namespaces(kubeconfig) as namespaces:
+            await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": day.namespace}})
         app = web.Application()
         app.router.add_get("/api/serve/applications/", day.actors.serve_details)
         runner = web.AppRunner(app)
@@ -208,11 +236,14 @@ async def make_day(kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Callable[[
     for day, runner in made:
         await runner.cleanup()
         await day.store.close()
-        await asyncio.to_thread(_namespaces(kubeconfig).delete_namespace, day.namespace)
+        with _namespaces(kubeconfig) as namespaces:
+            await asyncio.to_thread(namespaces.delete_namespace, day.namespace)
 
 
-def _namespaces(kubeconfig: Path) -> client.CoreV1Api:
-    return client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
+@contextlib.contextmanager
+def _namespaces(kubeconfig: Path) -> Iterator[client.CoreV1Api]:
+    with config.new_client_from_config(str(kubeconfig)) as api:
+        yield client.CoreV1Api(api)
 
 
 async def live(day: Day, kills: int) -> dict[str, Any]:
@@ -233,7 +264,7 @@ async def live(day: Day, kills: int) -> dict[str, Any]:
 async def test_killed_again_and_again_it_ends_in_the_same_state(make_day: Callable[[str], Awaitable[Day]]) -> None:
     quiet, hard = await make_day("quiet"), await make_day("hard")
     undisturbed, killed = await asyncio.gather(live(quiet, 0), live(hard, NUM_KILLS))
-    assert undisturbed["ModelService/emoji"]["seen"]["stable"] == "v2"
+    assert undisturbed["ModelService/emoji"]["seen"]["stable"] == f"v{NUM_VERSIONS}"
     assert set(killed) == set(undisturbed)
     for name, one in undisturbed.items():
         assert killed[name] == one, name

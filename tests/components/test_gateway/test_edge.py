@@ -3,120 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-import socket
-import sys
-import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
-from kubernetes import client, config
 
 from belvedere_platform.store.kubernetes import KubernetesStore
 
+from .cluster_parts import MANAGER, endpoint_slice, labelled, own_address
 from .traffic import Load
-from .wire import Wire
+from .wire import Wire, over, wire_to
+
+NUM_CHANGES = int(os.environ.get("BELVEDERE_BENCH_CHANGES", 0))
+"""How many more times the weights are turned there and back: the benchmark asks for some."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-MANAGER = "belvedere-test"
-
-
-def own_address() -> str:
-    """Return an address of this machine that an EndpointSlice may have: not a loopback one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; asks the routing table
-            address = str(probe.getsockname()[0])
-        except OSError:
-            address = "127.0.0.1"
-    if address.startswith("127."):
-        pytest.skip("this machine has no address but the loopback one")
-    return address
-
 
 @pytest.fixture
-async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
-    name = f"edge-{uuid.uuid4().hex[:8]}"
-    with config.new_client_from_config(str(kubeconfig)) as api:
-        namespaces = client.CoreV1Api(api)
-        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
-        yield name
-        await asyncio.to_thread(namespaces.delete_namespace, name)
-
-
-@pytest.fixture
-def far(kubeconfig: Path) -> Any:
-    """The kubeconfig of the API server, read."""
-    return yaml.safe_load(kubeconfig.read_text())
-
-
-@pytest.fixture
-async def line(far: Any) -> AsyncIterator[Wire]:
-    url = urlsplit(far["clusters"][0]["cluster"]["server"])
-    made = Wire(url.port or 443, host=url.hostname or "")
+async def line(kubeconfig: Path) -> AsyncIterator[Wire]:
+    made = wire_to(kubeconfig)
     await made.open()
     yield made
     await made.close()
 
 
 @pytest.fixture
-def near(far: Any, line: Wire, tmp_path: Path) -> Path:
+def near(kubeconfig: Path, line: Wire, tmp_path: Path) -> Path:
     """A kubeconfig that goes over the line."""
-    cluster = far["clusters"][0]["cluster"]
-    cluster["tls-server-name"] = urlsplit(cluster["server"]).hostname
-    cluster["server"] = f"https://127.0.0.1:{line.near_port}"
-    path = tmp_path / "kubeconfig"
-    path.write_text(yaml.safe_dump(far))
-    return path
-
-
-def labelled(kind: str, api: str, name: str, namespace: str, **labels: str) -> dict[str, Any]:
-    marks = {"belvedere.dev/service": "emoji", "app.kubernetes.io/managed-by": "belvedere", **labels}
-    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": namespace, "labels": marks}}
-
-
-def endpoint_slice(server: Any, namespace: str) -> dict[str, Any]:
-    name = f"emoji-{server.version}"
-    head = labelled(
-        "EndpointSlice", "discovery.k8s.io/v1", name, namespace, **{"belvedere.dev/version": server.version}
-    )
-    conditions = {"ready": True, "serving": True, "terminating": False}
-    return {
-        **head,
-        "addressType": "IPv4",
-        "ports": [
-            {"name": "http", "port": server.http_port, "protocol": "TCP"},
-            {"name": "grpc", "port": server.grpc_port, "protocol": "TCP"},
-        ],
-        "endpoints": [{"addresses": [server.address], "conditions": conditions}],
-    }
-
-
-@pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Any]:
-    """Start verbs of `belvedere gateway`; they end with the test."""
-    async with AsyncExitStack() as stack:
-
-        async def one(*words: str) -> None:
-            program = "from belvedere_platform.cli.main import main; main()"
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", program, "gateway", *words, env={**os.environ, "BELVEDERE_HOME": str(tmp_path)}
-            )
-
-            async def end() -> None:
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-
-            stack.push_async_callback(end)
-
-        yield one
+    return over(line, kubeconfig, tmp_path / "kubeconfig")
 
 
 async def test_what_is_served_goes_on_without_the_cloud_and_a_change_is_applied_after(
@@ -130,6 +48,7 @@ async def test_what_is_served_goes_on_without_the_cloud_and_a_change_is_applied_
     free_port: Any,
     until: Any,
     tmp_path: Path,
+    record_property: Any,
 ) -> None:
     cloud = KubernetesStore(kubeconfig=str(kubeconfig))
     versions = [await servers(version, address=own_address()) for version in ("v1", "v2")]
@@ -163,8 +82,27 @@ async def test_what_is_served_goes_on_without_the_cloud_and_a_change_is_applied_
     async def answers_of_two() -> bool:
         return load.answers["ok", "v2"] > 0
 
+    async def seconds_to_traffic(**weights: int) -> float:
+        """Return how long after a change it shows in what clients get."""
+        (version,) = [name for name, weight in weights.items() if weight]
+        before, began = load.answers["ok", version], asyncio.get_running_loop().time()
+
+        async def shows() -> bool:
+            return load.answers["ok", version] > before
+
+        await weigh(**weights)
+        await until(shows, f"answers of {version}", 60)
+        took = asyncio.get_running_loop().time() - began
+        # The other version's last answers are on their way.
+        await load.more(20)
+        return took
+
     try:
         await load.more(20)
+        changes = [await seconds_to_traffic(v1=0, v2=100), await seconds_to_traffic(v1=100, v2=0)]
+        for _ in range(NUM_CHANGES):
+            changes += [await seconds_to_traffic(v1=0, v2=100), await seconds_to_traffic(v1=100, v2=0)]
+        load.answers["ok", "v2"] = 0
         await line.close()
         await weigh(v1=0, v2=100)
         await load.more(40)
@@ -172,7 +110,9 @@ async def test_what_is_served_goes_on_without_the_cloud_and_a_change_is_applied_
         began = asyncio.get_running_loop().time()
         await line.open()
         await until(answers_of_two, "the change to be applied", 60)
-        print(f"applied {1000 * (asyncio.get_running_loop().time() - began):.0f} ms after the line was back")
+        record_property("edge_reconnect_sync_ms", 1000 * (asyncio.get_running_loop().time() - began))
+        slowest = sorted(changes)[math.ceil(0.95 * len(changes)) - 1]
+        record_property("config_change_to_traffic_p95_ms", 1000 * slowest)
     finally:
         await load.stop()
         await cloud.close()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yaml
 
 
 class Wire:
@@ -55,3 +59,23 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         pass  # the line was cut
     finally:
         writer.transport.abort()
+
+
+def wire_to(kubeconfig: Path) -> Wire:
+    """Return a wire to the API server of a kubeconfig, not open yet."""
+    url = urlsplit(_cluster(yaml.safe_load(kubeconfig.read_text()))["server"])
+    return Wire(url.port or 443, host=url.hostname or "")
+
+
+def over(wire: Wire, kubeconfig: Path, path: Path) -> Path:
+    """Write a kubeconfig that leads over an open wire to the same API server, and return its path."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    cluster = _cluster(config)
+    cluster["tls-server-name"] = urlsplit(cluster["server"]).hostname or ""
+    cluster["server"] = f"https://127.0.0.1:{wire.near_port}"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def _cluster(config: dict[str, list[dict[str, dict[str, str]]]]) -> dict[str, str]:
+    return config["clusters"][0]["cluster"]

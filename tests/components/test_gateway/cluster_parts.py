@@ -1,0 +1,85 @@
+"""What the gateway's tests on a real API server share: a namespace, programs that end with the test, and objects."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+MANAGER = "belvedere-test"
+
+
+def own_address() -> str:
+    """Return an address of this machine that an EndpointSlice may have: not a loopback one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; asks the routing table
+            address = str(probe.getsockname()[0])
+        except OSError:
+            address = "127.0.0.1"
+    if address.startswith("127."):
+        pytest.skip("this machine has no address but the loopback one")
+    return address
+
+
+@pytest.fixture
+async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
+    name = f"edge-{uuid.uuid4().hex[:8]}"
+    with config.new_client_from_config(str(kubeconfig)) as api:
+        namespaces = client.CoreV1Api(api)
+        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
+        yield name
+        await asyncio.to_thread(namespaces.delete_namespace, name)
+
+
+def labelled(kind: str, api: str, name: str, namespace: str, **labels: str) -> dict[str, Any]:
+    marks = {"belvedere.dev/service": "emoji", "app.kubernetes.io/managed-by": "belvedere", **labels}
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": namespace, "labels": marks}}
+
+
+def endpoint_slice(server: Any, namespace: str) -> dict[str, Any]:
+    name = f"emoji-{server.version}"
+    head = labelled(
+        "EndpointSlice", "discovery.k8s.io/v1", name, namespace, **{"belvedere.dev/version": server.version}
+    )
+    conditions = {"ready": True, "serving": True, "terminating": False}
+    return {
+        **head,
+        "addressType": "IPv4",
+        "ports": [
+            {"name": "http", "port": server.http_port, "protocol": "TCP"},
+            {"name": "grpc", "port": server.grpc_port, "protocol": "TCP"},
+        ],
+        "endpoints": [{"addresses": [server.address], "conditions": conditions}],
+    }
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Any]:
+    """Start verbs of `belvedere gateway`; they end with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def one(*words: str) -> asyncio.subprocess.Process:
+            program = "from belvedere_platform.cli.main import main; main()"
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", program, "gateway", *words, env={**os.environ, "BELVEDERE_HOME": str(tmp_path)}
+            )
+
+            async def end() -> None:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+
+            stack.push_async_callback(end)
+            return process
+
+        yield one
