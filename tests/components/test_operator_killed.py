@@ -44,7 +44,7 @@ from belvedere_platform.store.kinds import (
     TRAINING_RUN,
 )
 from belvedere_platform.store.kubernetes import KubernetesStore
-from line import line_to, over_line
+from line import Line, line_to, over_line
 
 from ..helm.actors import Actors
 
@@ -110,31 +110,36 @@ class Day:
 
     async def operate(self, kills: int) -> None:
         """Keep an operator running; so many are killed, each a little after it began to act and lost its line for once."""
-        random, line = Random(7), line_to(self.kubeconfig)
+        line = line_to(self.kubeconfig)
         await line.restore()
+        # Both days have a line, as each operator tells its children by what way it reaches the store.
         near = over_line(self.kubeconfig, line, self.folder / "kubeconfig")
-        longest = PERIOD_SECONDS if KILL_SECONDS else 1.0
         try:
+            random = Random(7)
             for _ in range(kills):
-                process = await self.start(near)
-                try:
-                    # Some are killed at once, some while they are cut off, some when they have been back for a while.
-                    moments = sorted(random.uniform(0.05, longest) for _ in range(3))
-                    await asyncio.sleep(moments[0])
-                    await line.cut()
-                    await asyncio.sleep(min(0.5, moments[1] - moments[0]))
-                    await line.restore()
-                    await asyncio.sleep(moments[2] - moments[1])
-                finally:
-                    process.kill()
-                    await process.wait()
+                await self.kill_one(near, line, random)
+            process = await self.start(near)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                process.send_signal(signal.SIGTERM)
+                await process.wait()
         finally:
             await line.cut()
-        process = await self.start()
+
+    async def kill_one(self, near: Path, line: Line, random: Random) -> None:
+        """Start an operator, cut it off and kill it: at once, while it is cut off, or when it has been back for a while."""
+        process = await self.start(near)
         try:
-            await asyncio.Event().wait()
+            longest = PERIOD_SECONDS if KILL_SECONDS else 1.0
+            moments = sorted(random.uniform(0.05, longest) for _ in range(3))
+            await asyncio.sleep(moments[0])
+            await line.cut()
+            await asyncio.sleep(min(0.5, moments[1] - moments[0]))
+            await line.restore()
+            await asyncio.sleep(moments[2] - moments[1])
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.kill()
             await process.wait()
 
     async def ask(self) -> None:
