@@ -87,12 +87,15 @@ def operator_words(bench: Bench, port: int, simulator_port: int) -> list[str]:
     """Return how the operator is started."""
     secret = bench.folder / "secret"
     secret.write_text("bench")
+    # As the chart has it: what guards the pods is a write as well.
+    peers = bench.folder / "peers.yaml"
+    peers.write_text("{gateway: [{namespaceSelector: {}}], operator: [{namespaceSelector: {}}]}")
     program = shutil.which("belvedere") or str(Path(sys.executable).with_name("belvedere"))
     return [
         program, "operator", f"--store=kubernetes://?kubeconfig={bench.kubeconfig}", f"--artifacts={bench.artifacts}",
         "--address=127.0.0.1", f"--port={port}", f"--alerts-secret-file={secret}",
         f"--prometheus-url=http://127.0.0.1:{simulator_port}", f"--watch-namespace={NAMESPACE}",
-        f"--lease={NAMESPACE}/operator",
+        f"--network-peers={peers}", f"--lease={NAMESPACE}/operator",
     ]  # fmt: skip
 
 

@@ -109,6 +109,8 @@ def operator(
     if embedded:
         _run_embedded()
         return
+    import uvloop
+
     from belvedere_operators.controllers.context import Settings
     from belvedere_operators.controlplane.cluster import run_in_cluster
     from belvedere_operators.controlplane.logs import log_to
@@ -133,7 +135,8 @@ def operator(
     )
     candidacy = _candidacy(lease, os.environ)
     log_to(None, verbose=settings().verbose)
-    asyncio.run(run_in_cluster(told, address=address, port=port, candidacy=candidacy))
+    # Its loop is compiled: most of what the operator does is reading and writing sockets.
+    uvloop.run(run_in_cluster(told, address=address, port=port, candidacy=candidacy))
 
 
 def _secret(file: Path | None, kept: str | None, store_url: str) -> str:
