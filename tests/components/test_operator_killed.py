@@ -44,9 +44,9 @@ from belvedere_platform.store.kinds import (
     TRAINING_RUN,
 )
 from belvedere_platform.store.kubernetes import KubernetesStore
-from line import Line, line_to, over_line
 
 from ..helm.actors import Actors
+from .test_gateway.wire import Wire, over, wire_to
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -110,10 +110,10 @@ class Day:
 
     async def operate(self, kills: int) -> None:
         """Keep an operator running; so many are killed, each a little after it began to act and lost its line for once."""
-        line = line_to(self.kubeconfig)
-        await line.restore()
+        line = wire_to(self.kubeconfig)
+        await line.open()
         # Both days have a line, as each operator tells its children by what way it reaches the store.
-        near = over_line(self.kubeconfig, line, self.folder / "kubeconfig")
+        near = over(line, self.kubeconfig, self.folder / "kubeconfig")
         try:
             random = Random(7)
             for _ in range(kills):
@@ -125,18 +125,18 @@ class Day:
                 process.send_signal(signal.SIGTERM)
                 await process.wait()
         finally:
-            await line.cut()
+            await line.close()
 
-    async def kill_one(self, near: Path, line: Line, random: Random) -> None:
+    async def kill_one(self, near: Path, line: Wire, random: Random) -> None:
         """Start an operator, cut it off and kill it: at once, while it is cut off, or when it has been back for a while."""
         process = await self.start(near)
         try:
             longest = PERIOD_SECONDS if KILL_SECONDS else 1.0
             moments = sorted(random.uniform(0.05, longest) for _ in range(3))
             await asyncio.sleep(moments[0])
-            await line.cut()
+            await line.close()
             await asyncio.sleep(min(0.5, moments[1] - moments[0]))
-            await line.restore()
+            await line.open()
             await asyncio.sleep(moments[2] - moments[1])
         finally:
             process.kill()

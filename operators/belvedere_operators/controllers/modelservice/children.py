@@ -65,9 +65,7 @@ def children(state: State, journal: Journal, settings: Settings) -> Children:
     )
 
 
-def _guards(
-    state: State, journal: Journal, desired: Mapping[str, int], settings: Settings
-) -> tuple[Manifest, ...]:
+def _guards(state: State, journal: Journal, desired: Mapping[str, int], settings: Settings) -> tuple[Manifest, ...]:
     """Return what stands beside the servers: who reaches them, how many must stay, who scales them."""
     peers = settings.network_peers
     scaler = autoscaler(state.manifest, state.spec, prometheus_url=settings.prometheus_url)
