@@ -30,6 +30,13 @@ UNUSED: set[Right] = {
         for group, kind in (("apps", "deployments"), ("", "services"))
         for verb in ("create", "patch", "delete")
     ),
+    # Of what a service may ask for, or ask for no more: tests/helm does.
+    *(("autoscaling", "horizontalpodautoscalers", verb) for verb in ("create", "patch", "delete")),
+    ("policy", "poddisruptionbudgets", "delete"),
+    # Asked when the network policies are switched off.
+    ("networking.k8s.io", "networkpolicies", "delete"),
+    # KEDA is not installed: who asks for its kind is told so.
+    *(("keda.sh", "scaledobjects", verb) for verb in ("list", "watch", "create", "patch", "delete")),
 }
 
 
