@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from belvedere_training.muon import Muon, orthogonalise
+from belvedere_training.muon import NEWTON_SCHULZ, Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 64), (64, 8)])
@@ -15,6 +15,18 @@ def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
     values = torch.linalg.svdvals(orthogonalise(matrix))
     assert values.min() > 0.3
     assert values.max() < 1.3
+
+
+def test_wide_matrices_take_a_shorter_way_to_the_same_place() -> None:
+    matrix = torch.randn(16, 80, generator=torch.Generator().manual_seed(2)).double()
+    matrix = matrix * torch.logspace(0, -3, 16)[:, None]
+    expected = matrix / (matrix.norm() + 1e-7)
+    first, second, third = NEWTON_SCHULZ
+    for _ in range(5):
+        gram = expected @ expected.T
+        expected = first * expected + (second * gram + third * gram @ gram) @ expected
+    for found in (orthogonalise(matrix), orthogonalise(matrix.T).T):
+        assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_the_update_keeps_the_singular_vectors() -> None:

@@ -14,7 +14,7 @@ import torch
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import InvalidInput, NotFound
 from belvedere_training.config import RunConfig, read_config, resolve
-from belvedere_training.model.config import TOWERS, ModelConfig, VitConfig
+from belvedere_training.model.config import SIZES, TOWERS, ModelConfig, VitConfig
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import encode
 from belvedere_training.recipe import prepare, train, watched_split
@@ -37,6 +37,27 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
     second.run()
     for name, tensor in unbroken.stepper.model.state_dict().items():
         assert torch.equal(tensor, second.stepper.model.state_dict()[name]), name
+
+
+def test_pictures_are_coarse_for_a_share_of_the_budget_and_whole_after_it(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    loop = prepare(resolve(run_config(coarseShare=0.5), store), store, LocalWorld(cores=1))
+    loop.run(until=32)
+    assert loop.stepper._view(16).pixels_B3SS.shape[-1] == 32
+    assert loop.stepper._view(32).pixels_B3SS.shape[-1] == 64
+    loop.run()
+
+
+def test_half_a_resolution_that_the_tower_cannot_take_is_refused(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = VitConfig(image_size=64, patch_size=64, hidden_size=16, num_layers=1, num_heads=2)
+    monkeypatch.setitem(SIZES, "nano", tiny.model_copy(update={"vision": tower}))
+    with pytest.raises(
+        InvalidInput, match=r"optimization\.coarseShare is 0\.5: half of the 64 pixels is no multiple of 64"
+    ):
+        prepare(resolve(run_config(coarseShare=0.5), store), store, LocalWorld(cores=1))
 
 
 def test_a_checkpoint_of_another_configuration_is_left_alone(

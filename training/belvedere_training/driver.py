@@ -15,6 +15,7 @@ from belvedere_platform.errors import BelvedereError, InvalidInput
 from belvedere_training.config import RunConfig
 
 ERROR_FILE = "belvedere-error.json"
+_COORDINATOR_START_SECONDS = 180.0
 
 
 def checkpoint_root() -> str:
@@ -55,6 +56,8 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
 
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+    if isinstance(workers, tuple):
+        _await_coordinator()
     store = ArtifactStore(artifacts_url)
     storage = checkpoint_root()
     error_file = f"{storage}/{config.identity}/{ERROR_FILE}"
@@ -84,6 +87,21 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
     trainer.fit()
     _raise_recorded(error_file)
     return store.resolve(config.output_tag)
+
+
+def _await_coordinator() -> None:
+    """Return when the actor that says how many workers there is room for answers.
+
+    Ray Train's controller gives it five seconds each time it asks, and does nothing else meanwhile, not even look at its
+    workers. On busy cores the actor needs longer than that to start, so it is started here first.
+    """
+    import ray
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    coordinator = get_or_create_autoscaling_coordinator()
+    ray.get(coordinator.get_reserved_resources.remote("belvedere"), timeout=_COORDINATOR_START_SECONDS)
 
 
 def _worker(loop: dict[str, Any]) -> None:

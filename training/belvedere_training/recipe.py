@@ -49,6 +49,7 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     checkpoint = restored(world.last_checkpoint(), config)
     parent = _parent(config, store)
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
+    _check_coarse(config, model.config)
     model = model.to(world.device).to(memory_format=torch.channels_last)
     execution = checkpoint.execution if checkpoint else _execution(config, world, model)
     update = _update(config, world, model, execution)
@@ -163,6 +164,16 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
     shape = parse(ModelConfig, document, where=f"size {config.size} with pictures of {corpus.size} pixels")
     check(config.objectives, shape)
     return shape
+
+
+def _check_coarse(config: RunConfig, shape: ModelConfig) -> None:
+    """Raise InvalidInput where half the resolution is nothing that the vision tower can take."""
+    share, edge, stride = config.optimization.coarse_share, shape.vision.image_size, shape.vision.stride
+    if share and edge % (2 * stride):
+        raise InvalidInput(
+            f"optimization.coarseShare is {share:g}: half of the {edge} pixels is no multiple of {stride}, the stride of "
+            f"the vision tower; leave it out, or use pictures of a multiple of {2 * stride} pixels"
+        )
 
 
 def _update(config: RunConfig, world: World, model: VisionLanguageModel, execution: Execution) -> Update:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from belvedere_platform.errors import BelvedereError
@@ -140,8 +141,11 @@ class Stepper:
 
     def _view(self, position: int) -> View:
         batch, device = self.loader.batch(position), self.world.device
+        pixels_B3SS = batch.pixels_B3SS
+        if position < self.setting.coarse_share * self.setting.pairs:
+            pixels_B3SS = functional.avg_pool2d(pixels_B3SS, 2)
         same_GG = alike(batch.pairs.concepts, batch.pairs.texts).to(device)
-        return View(position, batch.pixels_B3SS.to(device), batch.tokens_BT.to(device), same_GG)
+        return View(position, pixels_B3SS.to(device), batch.tokens_BT.to(device), same_GG)
 
     def _embed(self, view: View, rows: slice, terms: tuple[str, ...]) -> Outputs:
         """Return embeddings and the losses of the terms for these rows of this worker."""

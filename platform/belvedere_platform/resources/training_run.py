@@ -71,6 +71,9 @@ class Optimization(Part):
     unfreeze_every_pairs: Annotated[
         int, Field(ge=0, description="heads learn first, then one more block of each tower every so many pairs. 0: all")
     ] = 0
+    coarse_share: Annotated[
+        float, Field(ge=0, lt=1, description="share of the budget, at its start, with pictures of half the resolution")
+    ] = 0.0
 
 
 class Architecture(Part):

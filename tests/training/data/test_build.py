@@ -6,12 +6,14 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import CorruptData, InvalidInput, Unavailable
-from belvedere_training.data.build import BuildOptions, build, needed_packages
+from belvedere_training.data.build import BuildOptions, build, build_key, needed_packages
+from belvedere_training.data.concepts import held_out_concepts
 from belvedere_training.data.corpus import load_split, resolve_dataset
 from belvedere_training.data.manifest import push
 from belvedere_training.data.packages import PACKAGES, fetch
@@ -62,8 +64,8 @@ def tarballs(tmp_path: Path) -> dict[str, Path]:
     }
 
 
-def built(tarballs: dict[str, Path], folder: Path) -> Path:
-    return build(BuildOptions(styles=STYLES, size=16, workers=1), tarballs, folder, lambda _: None)
+def built(tarballs: dict[str, Path], folder: Path, **changes: Any) -> Path:
+    return build(BuildOptions(styles=STYLES, size=16, workers=1, **changes), tarballs, folder, lambda _: None)
 
 
 def test_the_same_packages_give_the_same_bytes(tarballs: dict[str, Path], tmp_path: Path) -> None:
@@ -84,6 +86,16 @@ def test_held_out_concepts_and_styles_are_not_in_training(tarballs: dict[str, Pa
     assert len(concepts) == 3
     assert {record["id"] for record in hard.records} < seen, "equal pictures are dropped"
     assert {record["licence"] for record in train.records} == {"Apache-2.0", "CC-BY-4.0"}
+
+
+def test_single_concepts_can_be_held_out_instead_of_families(tarballs: dict[str, Path], tmp_path: Path) -> None:
+    folder = built(tarballs, tmp_path / "data", held_out="concepts")
+    seen = {record["id"] for record in load_split(folder, "train").records}
+    names = {record["id"] for record in load_split(folder, "heldout_style").records}
+    held = {record["id"] for record in load_split(folder, "heldout_concepts").records}
+    assert held == held_out_concepts(names | held)
+    assert names == seen
+    assert build_key(BuildOptions(held_out="concepts")) != build_key(BuildOptions())
 
 
 def test_an_unknown_style_is_answered_with_those_there_are() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belvedere_training.data.texts import TextChoice, draw_text, join
+from belvedere_training.data.texts import TextChoice, draw_text, join, statement
 
 RECORD: dict[str, Any] = {
     "captions": {"en": "red circle", "zh": "红色圆形"},
@@ -30,6 +30,14 @@ def test_shares_are_those_asked() -> None:
     assert abs(len(english) / len(texts) - 0.3) < 0.03
     assert abs(share(english, "red circle") - 0.6) < 0.05
     assert abs(sum(text == "red circle" for text in english) / len(english) - 0.5) < 0.05
+
+
+def test_questions_are_drawn_with_their_answers_where_there_are_any() -> None:
+    asked = [["what shape is in the picture?", "circle"], ["is there a blue shape?", "no"]]
+    texts = drawn({**RECORD, "questions": asked}, TextChoice(asked=0.6))
+    answered = [text for text in texts if text in {statement(*one) for one in asked}]
+    assert abs(len(answered) / len(texts) - 0.6) < 0.03
+    assert set(answered) == {"what shape is in the picture? circle", "is there a blue shape? no"}
 
 
 def test_a_language_alone_gets_every_draw() -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -234,12 +234,25 @@ def easy_vqa(output_tag: str, output: str) -> None:
 @click.option("--styles", default="", help="comma-separated names of drawing styles; all twelve by default")
 @click.option("--size", default=64, show_default=True, help="edge of the pictures in pixels")
 @click.option("--limit-concepts", type=int, default=None, help="only so many concepts, for a quick look")
+@click.option(
+    "--held-out",
+    type=click.Choice(["families", "concepts"]),
+    default="families",
+    show_default=True,
+    help="keep whole families of concepts from training, or single concepts whose variants stay in it",
+)
 @click.option("--output-tag", default="datasets/emoji", show_default=True, help="tag of the artifact")
 @click.option("--workers", type=int, default=None, help="processes that render; the number of cores by default")
 @output_option("table", "json", default="json")
 @artifacts_option
 def emoji(
-    styles: str, size: int, limit_concepts: int | None, output_tag: str, workers: int | None, output: str
+    styles: str,
+    size: int,
+    limit_concepts: int | None,
+    held_out: Literal["families", "concepts"],
+    output_tag: str,
+    workers: int | None,
+    output: str,
 ) -> None:
     """Build the emoji data set: twelve vendors' drawings with English and Chinese names."""
     from belvedere_training.data.build import BuildOptions, build_key, needed_packages
@@ -249,7 +262,11 @@ def emoji(
     clock = Clock()
     names = tuple(name.strip() for name in styles.split(",") if name.strip())
     options = BuildOptions(
-        styles=names, size=size, limit_concepts=limit_concepts, workers=workers or os.cpu_count() or 1
+        styles=names,
+        size=size,
+        limit_concepts=limit_concepts,
+        held_out=held_out,
+        workers=workers or os.cpu_count() or 1,
     )
     options.check()
     folder = cache_directory() / "datasets" / f"emoji-{build_key(options)[:16]}"

@@ -11,10 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from belvedere_platform.errors import InvalidInput
-from belvedere_training.data.concepts import Concept, Vocabulary, held_out_families, read_vocabulary
+from belvedere_training.data.concepts import (
+    Concept,
+    Vocabulary,
+    held_out_concepts,
+    held_out_families,
+    read_vocabulary,
+)
 from belvedere_training.data.manifest import SPLITS, write_dataset
 from belvedere_training.data.packages import PACKAGES, Package, Progress
 from belvedere_training.data.render import render_all
@@ -32,6 +38,7 @@ class BuildOptions:
     styles: tuple[str, ...] = ()
     size: int = 64
     limit_concepts: int | None = None
+    held_out: Literal["families", "concepts"] = "families"
     workers: int = 2
 
     def check(self) -> None:
@@ -57,6 +64,8 @@ def build_key(options: BuildOptions) -> str:
         "packages": [f"{package.name}@{package.version} {package.sha512}" for package in needed_packages(options)],
         "libraries": {name: importlib.metadata.version(name) for name in ("pillow", "resvg-py")},
     }
+    if options.held_out != "families":  # left out otherwise, so that sets built before keep their key
+        inputs["heldOut"] = options.held_out
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -64,25 +73,33 @@ def build(options: BuildOptions, tarballs: Mapping[str, Path], folder: Path, pro
     """Write shards and manifest.json into the folder, whole or not at all, and return it."""
     vocabulary = read_vocabulary(tarballs[NAMES_PACKAGE])
     concepts = _limited(vocabulary, options.limit_concepts)
-    held = held_out_families(concepts.values())
+    families, held = _held_out(concepts, options)
     styles = chosen(options.styles)
     drawings = [
         drawing
         for style in styles
         for drawing in read_drawings(style, tarballs[style.package], vocabulary)
-        if drawing.concept in concepts and split_of(STYLES[drawing.style], concepts[drawing.concept], held)
+        if drawing.concept in concepts
+        and split_of(STYLES[drawing.style], concepts[drawing.concept], drawing.concept in held)
     ]
     progress(f"render {len(drawings)} drawings of {len(concepts)} concepts in {len(styles)} styles")
     kept = folder.with_name(f".rendered-{folder.name}")
     samples = _samples(drawings, concepts, held, options, kept, progress)
-    write_dataset(samples, _facts(samples, len(concepts), held, styles, options), folder)
+    write_dataset(samples, _facts(samples, len(concepts), families, styles, options), folder)
     shutil.rmtree(kept, ignore_errors=True)
     return folder
 
 
-def split_of(style: Style, concept: Concept, held_families: frozenset[str]) -> str | None:
-    """Return the split that a drawing belongs to, or None when it is in none."""
-    held = concept.family in held_families
+def _held_out(concepts: Mapping[str, Concept], options: BuildOptions) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the families that are held out whole, and all concepts that are held out."""
+    if options.held_out == "concepts":
+        return frozenset(), held_out_concepts(concepts)
+    families = held_out_families(concepts.values())
+    return families, frozenset(name for name, concept in concepts.items() if concept.family in families)
+
+
+def split_of(style: Style, concept: Concept, held: bool) -> str | None:
+    """Return the split that a drawing belongs to, or None when it is in none. held: whether its concept is held out."""
     if style.role == "train":
         return None if held else "train"
     if style.role == "heldout":
@@ -110,7 +127,7 @@ def _samples(
     splits: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for number, (drawing, png) in enumerate(_rendered(drawings, options, kept, progress), start=1):
         style, concept = STYLES[drawing.style], concepts[drawing.concept]
-        split = split_of(style, concept, held)
+        split = split_of(style, concept, concept.id in held)
         assert split is not None
         key = f"{style.name}_{concept.id.lower()}"
         splits[split].append(Sample(key=key, png=png, record=_record(style, concept)))

@@ -18,6 +18,7 @@ from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore
 from belvedere_platform.errors import CorruptData, InvalidInput, NotFound
 from belvedere_training.data.index import ShardIndex, decode, index_of
 from belvedere_training.data.packages import cache_directory
+from belvedere_training.data.texts import statement
 
 MEAN = 0.5
 STD = 0.5
@@ -200,11 +201,10 @@ def check_corrupt(corrupt: Sequence[str], num_usable: int, where: str, share: fl
 
 
 def corpus_texts(corpus: Corpus) -> list[str]:
-    """Return every caption and tag of the corpus once, in a fixed order."""
-    texts = {
-        text
-        for record in corpus.records
-        for language, caption in record["captions"].items()
-        for text in (caption, *record["tags"].get(language, ()))
-    }
+    """Return every caption, tag and answered question of the corpus once, in a fixed order."""
+    texts: set[str] = set()
+    for record in corpus.records:
+        for language, caption in record["captions"].items():
+            texts.update((caption, *record["tags"].get(language, ())))
+        texts.update(statement(*asked) for asked in record.get("questions", ()))
     return sorted(texts)

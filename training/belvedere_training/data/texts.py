@@ -1,4 +1,4 @@
-"""Which text goes with a picture: language, caption or synonyms, drawn from a generator that the caller seeds."""
+"""Which text goes with a picture: language, caption, synonyms or an answered question, drawn from a generator that the caller seeds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ class TextChoice:
     caption_dropped: float = 0.12
     """Share of texts that are made of synonyms (tags) alone; the rest is the caption with synonyms."""
     most_synonyms: int = 3
+    asked: float = 0.75
+    """Share of texts that are a question with its answer, where a record has any."""
 
 
 def draw_text(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
-    """Return a caption, a caption with tags, or tags alone, in one of the record's languages."""
+    """Return a caption, a caption with tags, or tags alone, in one of the record's languages; or an answered question."""
+    questions = record.get("questions")
+    if questions and choose.random() < setting.asked:
+        return statement(*choose.choice(questions))
     language = draw_language(record, choose, setting)
     caption, tags = record["captions"][language], list(record["tags"].get(language, ()))
     kind = choose.random()
@@ -28,6 +33,11 @@ def draw_text(record: Mapping[str, Any], choose: random.Random, setting: TextCho
         return str(caption)
     some = choose.sample(tags, min(len(tags), choose.randint(1, setting.most_synonyms)))
     return join(some if kind >= 1 - setting.caption_dropped else [caption, *some], language)
+
+
+def statement(question: str, answer: str) -> str:
+    """Return question and answer as the one text that is trained on, and compared with a picture."""
+    return f"{question} {answer}"
 
 
 def draw_language(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:

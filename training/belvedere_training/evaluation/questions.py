@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from belvedere_training.data.corpus import Corpus
+from belvedere_training.data.texts import statement
 from belvedere_training.evaluation.embeddings import Embedded, embed_texts
 from belvedere_training.model.dual import DualStream
 
@@ -31,11 +32,6 @@ def questions_of(corpus: Corpus) -> list[Question]:
         for position, record in enumerate(corpus.records)
         for text, answer in record.get("questions", ())
     ]
-
-
-def statement(question: str, answer: str) -> str:
-    """Return question and answer as the one text that is compared with the picture, and trained on."""
-    return f"{question} {answer}"
 
 
 def answers_by_similarity(

@@ -78,6 +78,11 @@ class VitConfig(Settings):
         return self
 
     @property
+    def stride(self) -> int:
+        """Return how many pixels one token covers on each side."""
+        return self.patch_size
+
+    @property
     def grid(self) -> int:
         """Return how many patches stand on each side of a picture of the native resolution."""
         return self.image_size // self.patch_size
@@ -98,8 +103,13 @@ class ResNetConfig(Settings):
 
     @model_validator(mode="after")
     def _stride_divides(self) -> Self:
-        check_multiple(self.image_size, 2 ** (len(self.layers) + 1), "the stride of the tower")
+        check_multiple(self.image_size, self.stride, "the stride of the tower")
         return self
+
+    @property
+    def stride(self) -> int:
+        """Return how many pixels one token of the grid covers on each side."""
+        return int(2 ** (len(self.layers) + 1))
 
 
 def check_multiple(image_size: int, stride: int, what: str) -> None:

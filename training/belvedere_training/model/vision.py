@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from belvedere_training.model.config import ConvConfig
 from belvedere_training.model.tower import Encoded
@@ -68,12 +69,16 @@ class ConvTower(nn.Module):
                 stages.extend(silent_block(stage_width) for _ in range(config.deepen))
             width = stage_width
         self.stages = nn.Sequential(*stages)
-        grid = config.image_size // config.stride
-        self.pool = nn.Linear(width * grid * grid, config.pooled_width)
+        self.grid = config.image_size // config.stride
+        self.pool = nn.Linear(width * self.grid**2, config.pooled_width)
         self.token_width = width
         self.pooled_width = config.pooled_width
 
     def encode(self, batch: Tensor) -> Encoded:
         """Return the grid as tokens and its pooled vector. batch: normalised pixels [B, 3, S, S]."""
         grid_BCHW = self.stages(batch)
-        return encoded(grid_BCHW, self.pool(grid_BCHW.flatten(1)))
+        pooled_BCHW = grid_BCHW
+        if grid_BCHW.shape[-1] != self.grid:  # another resolution than the native one: what stands where is kept
+            size = (self.grid, self.grid)
+            pooled_BCHW = functional.interpolate(grid_BCHW, size, mode="bilinear", align_corners=False)
+        return encoded(grid_BCHW, self.pool(pooled_BCHW.flatten(1)))
