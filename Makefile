@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton bench-serving operator-killed
+.PHONY: help setup demo down test check format bench bench-ablation bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton bench-serving operator-killed
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -63,6 +63,9 @@ bench-cluster: ## faults under a service on a cluster, a bare node or BELVEDERE_
 
 bench-training: setup ## the model and its training: step beside OpenCLIP's, parts, explanation, loader, kills, compression: build/bench/training.json (BENCH_ARGS)
 	@python deploy/benchmarks/training_bench.py --output build/bench/training.json $(BENCH_ARGS)
+
+bench-ablation: setup ## what each choice of the recipe buys, over three seeds: build/bench/ablation.json (BENCH_ARGS)
+	@python deploy/benchmarks/ablation_bench.py --output build/bench/ablation.json $(BENCH_ARGS)
 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
 	@python deploy/demo --chaos --bench build/bench/demo.json

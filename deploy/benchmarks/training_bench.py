@@ -21,6 +21,8 @@ import training_faults
 import training_loader
 import training_orderings
 import training_parts
+import training_questions
+import training_recall
 import training_steps
 from belvedere_platform.errors import BelvedereError
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
@@ -36,7 +38,10 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], Group]] = {
     "open_clip": (training_steps.NAMES, training_steps.rows),
     "explanation": (training_explanation.NAMES, training_explanation.rows),
     "loader": (training_loader.NAMES, training_loader.rows),
+    "recall": (training_recall.NAMES, training_recall.rows),
+    "questions": (training_questions.NAMES, training_questions.rows),
     "faults": (training_faults.NAMES, training_faults.rows),
+    "elastic": (training_faults.ELASTIC_NAMES, training_faults.elastic_rows),
     "compression": (training_compression.NAMES, training_compression.rows),
 }
 """By name: which rows the group makes, so that each is in the file even when it could not be measured, and how."""

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,28 @@ from belvedere_training.data.shapes import build_shapes
 from training_subject import Subject
 from training_worker import BATCH, EVERY, PAIRS
 
-NAMES = ("kill_resume_runs_equal", "kill_resume_lost_steps", "elastic_lost_steps")
+NAMES = ("kill_resume_runs_equal", "kill_resume_lost_steps")
+ELASTIC_NAMES = ("elastic_lost_steps",)
 RUNS = 10
-PATIENCE_SECONDS = 600.0
-ELASTIC_PAIRS, ELASTIC_EVERY = 6400, 640
+PATIENCE_SECONDS = 300.0
+ELASTIC_PAIRS, ELASTIC_EVERY = 3840, 320
 
 
 def rows(subject: Subject) -> list[Row]:
-    """Kill ten runs, each at a random step, and one worker of two on Ray."""
+    """Kill ten runs, each at a random step."""
+    return killed_rows(with_shapes(subject), subject.store.url)
+
+
+def elastic_rows(subject: Subject) -> list[Row]:
+    """Kill one of two workers on Ray."""
+    return [elastic_row(with_shapes(subject), subject.store.url)]
+
+
+def with_shapes(subject: Subject) -> Path:
+    """Push the drawn shapes, and return a folder for the runs."""
     folder = subject.folder / "faults"
     push(build_shapes(folder / "shapes"), subject.store, "datasets/shapes")
-    return [*killed_rows(folder, subject.store.url), elastic_row(folder, subject.store.url)]
+    return folder
 
 
 def killed_rows(folder: Path, artifacts: str) -> list[Row]:
@@ -129,9 +141,12 @@ def elastic_row(folder: Path, artifacts: str) -> Row:
         text=True,
         env=environment,
     )
+    overdue = threading.Timer(PATIENCE_SECONDS, process.terminate)
+    overdue.start()
     try:
         return watched(process)
     finally:
+        overdue.cancel()
         if process.poll() is None:  # it ends its own Ray when it is asked to
             process.terminate()
             process.wait(60)
@@ -154,14 +169,18 @@ def watched(process: subprocess.Popen[str]) -> Row:
         if event["event"] == "worker" and killed_at is None:
             workers[event["rank"]] = event["pid"]
         pairs = int(event.get("pairs", 0))
-        if killed_at is None and event["event"] == "progress" and pairs > ELASTIC_EVERY and len(workers) == 2:
+        if event["event"] != "progress":
+            print(f"  {line[start:].strip()}", flush=True)
+        # Late enough for one of the checkpoints, which are written while training goes on, to be whole.
+        if killed_at is None and event["event"] == "progress" and pairs > 4 * ELASTIC_EVERY and len(workers) == 2:
             killed_at = pairs
             os.kill(workers[1], signal.SIGKILL)
+            print(f"  killed worker 1 at {pairs} pairs", flush=True)
     if process.wait(PATIENCE_SECONDS) or killed_at is None:
         raise RuntimeError(f"the run ended with {process.returncode}: {''.join(said[-20:])}")
     reached, again = around_the_kill(events)
     return result(
-        NAMES[2],
+        ELASTIC_NAMES[0],
         (reached - again) / BATCH,
         "steps",
         "lower",
@@ -174,6 +193,6 @@ def around_the_kill(events: list[dict[str, Any]]) -> tuple[int, int]:
     """Return the last position that was told before the run went on anew, and the one that it went on from."""
     places = [number for number, event in enumerate(events) if event["event"] == "resumed"]
     if not places:
-        raise RuntimeError("the run never said that it went on: it began anew")
+        raise RuntimeError("the run never said that it went on: it began anew, or was not done in time")
     reached = max(int(event["pairs"]) for event in events[: places[0]] if event["event"] == "progress")
     return reached, int(events[places[0]]["pairs"])

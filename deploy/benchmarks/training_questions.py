@@ -1,0 +1,69 @@
+"""A model whose modalities meet, from scratch on the easy-VQA set: does it answer in its own words, and tell pairs apart."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+
+from click.testing import CliRunner
+
+from belvedere_platform.telemetry.benchmark import Row, result
+from belvedere_training.commands.data import data
+from belvedere_training.config import RunConfig, resolve
+from belvedere_training.data.corpus import Corpus, load_split, pull_dataset, resolve_dataset
+from belvedere_training.evaluation.fusing import answers_in_words, match_auc
+from belvedere_training.evaluation.questions import questions_of, share_right
+from belvedere_training.recipe import prepare
+from belvedere_training.step import Stepper
+from belvedere_training.world import LocalWorld
+from training_subject import Subject
+
+COARSE = 0.85
+NAMES = ("easy_vqa_accuracy", "itm_auc")
+QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "48000"))
+MATCH_PAIRS = int(os.environ.get("BELVEDERE_BENCH_MATCH_PAIRS", "10000"))
+
+
+def rows(subject: Subject) -> list[Row]:
+    """Train the nano model with fusion twice: to say the next word, and to match."""
+    build = ["build", "easy-vqa", "--artifacts", subject.store.url]
+    CliRunner().invoke(data, build, catch_exceptions=False)
+    corpus = load_split(pull_dataset(subject.store, resolve_dataset(subject.store, "easy-vqa")), "heldout")
+    return [answered(subject, corpus), matched(subject, corpus)]
+
+
+def answered(subject: Subject, corpus: Corpus) -> Row:
+    """Ask everything that the set asks about pictures that were not seen."""
+    stepper, cost = trained(subject, {"lm": 1}, QUESTION_PAIRS)
+    questions = questions_of(corpus)
+    given = answers_in_words(corpus, stepper.model, stepper.tokenizer, questions)
+    always = Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)
+    note = f"{cost}; {len(questions)} questions about {len(corpus)} pictures of the test set; always the same answer: {always:.3f}"
+    return result(NAMES[0], share_right(questions, given), "share", "higher", 0.95, note=note)
+
+
+def matched(subject: Subject, corpus: Corpus) -> Row:
+    """Tell each picture's caption from that of another one, by the matching head."""
+    stepper, cost = trained(subject, {"itm": 1}, MATCH_PAIRS)
+    value = match_auc(corpus, "en", stepper.model, stepper.tokenizer)
+    return result(NAMES[1], value, "area", "higher", 0.9, note=f"{cost}; {len(corpus)} pictures of the test set")
+
+
+def trained(subject: Subject, objectives: dict[str, float], pairs: int) -> tuple[Stepper, str]:
+    """Return what a run has made, ready to be asked, and what it cost."""
+    document = {
+        "model": "questions",
+        "architecture": {"topology": "fusion"},
+        "objectives": objectives,
+        "data": {"dataset": "easy-vqa"},
+        "optimization": {"pairs": pairs, "batchSize": 128, "warmupPairs": 3000, "coarseShare": COARSE},
+        "run": {"name": "questions"},
+        "evaluation": {"everyPairs": 10**9},
+    }
+    config = resolve(RunConfig.model_validate(document), subject.store)
+    started = time.process_time()
+    loop = prepare(config, subject.store, LocalWorld())
+    loop.run()
+    loop.stepper.model.eval()
+    return loop.stepper, f"{pairs} pairs in {time.process_time() - started:.0f} s of processor time"
