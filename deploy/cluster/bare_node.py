@@ -6,6 +6,7 @@
     bare_node.py stop    kill one of its programs and keep it from being started again:  stop kube-apiserver
     bare_node.py start   let a stopped program run again
     bare_node.py ready   say with the exit code whether everything has been built
+    bare_node.py able    say with the exit code whether this machine can run one, and if not, why
 
 It needs root, and runs in namespaces of its own (processes, mounts, network, host name, control groups): on the machine
 there are only its files, one network interface, one control group in each hierarchy and the processes.
@@ -18,10 +19,10 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ import addons
 from belvedere_operators.executors.identity import INSTANCE_VARIABLE, Identity, find_instance, identity_of
 from belvedere_platform.errors import BelvedereError, InvalidInput, Unavailable
 from cgroups import hierarchies
-from control_plane import ProgramEnded, run_until_told, tls
 from images import shared_folders, with_shared_folders, write_archive
+from instance import LOOK_EVERY_SECONDS, START_TIMEOUT_SECONDS, Instance, ProgramEnded, answers, run_command
+from machine import check_machine
 from node_programs import FIRST, REST, Tools, find_tools, make_node_certificates, node_programs
 from node_settings import (
     API_SERVER_PORT,
@@ -45,53 +47,45 @@ from node_settings import (
     link_of,
     write_settings,
 )
-from processes import end_instance
-from programs import Certificates, write_kubeconfig
+from programs import Certificates
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-MARKER = "belvedere-cluster"
-START_TIMEOUT_SECONDS = 120.0
 LEAVE_TIMEOUT_SECONDS = 20.0
-LOOK_EVERY_SECONDS = 0.1
-NEEDED_COMMANDS = ("ip", "mount", "unshare", "nsenter")
 
 
-class BareNode:
+class BareNode(Instance):
     """The node of one directory. All that it has on the machine is found again by the directory's path alone."""
 
+    marker = "belvedere-cluster"
+    what = "a cluster's"
+
     def __init__(self, directory: Path, tools: Tools) -> None:
-        self.directory = directory.resolve()
+        super().__init__(directory)
         self.folders = Folders(directory=self.directory)
-        self.kubeconfig = self.directory / "kubeconfig"
         self.name = "belvedere-" + hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
-        self.instance = f"cluster-{self.name}"
         self.link = link_of(self.instance)
         self._tools = tools
-        self._url = f"https://{self.link.node_address}:{API_SERVER_PORT}"
 
-    async def up(self) -> None:
-        """Start it, unless it runs and answers."""
-        if await self._serves():
-            return
-        _check_machine()
-        await self.down()
-        await self._start()
+    @property
+    def instance(self) -> str:
+        """The mark that every process carries."""
+        return f"cluster-{self.name}"
 
-    async def down(self) -> None:
-        """End every process of the node and remove its control groups, its interface and its directory."""
-        await end_instance(self.instance)
+    @property
+    def url(self) -> str:
+        """Where the API server listens."""
+        return f"https://{self.link.node_address}:{API_SERVER_PORT}"
+
+    def runs(self) -> bool:
+        """Return whether its processes are there."""
+        return self._leader() in find_instance(self.instance)
+
+    async def leave(self) -> None:
+        """Remove its control groups and its interface."""
         for hierarchy in hierarchies():
             hierarchy.leave(self.name, LEAVE_TIMEOUT_SECONDS)
         await self._wait_unplugged()
-        if (self.directory / MARKER).exists():
-            # The marker goes last: without it a removal that is cut short could not be taken up again.
-            for entry in self.directory.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                elif entry.name != MARKER:
-                    entry.unlink()
-            shutil.rmtree(self.directory)
 
     def want(self, programs: list[str]) -> None:
         """Say which programs shall run."""
@@ -106,15 +100,6 @@ class BareNode:
         except FileNotFoundError as error:
             raise InvalidInput(f"no node runs in {self.directory}: start it with  up") from error
 
-    async def _serves(self) -> bool:
-        if not self.kubeconfig.exists() or self._leader() not in find_instance(self.instance):
-            return False
-        async with self._client() as client:
-            try:
-                return (await client.get(f"{self._url}/readyz")).is_success
-            except httpx.HTTPError:
-                return False
-
     def _leader(self) -> Identity | None:
         try:
             pid, start_ticks = (self.directory / "leader").read_text().split()
@@ -122,18 +107,15 @@ class BareNode:
             return None
         return Identity(pid=int(pid), start_ticks=int(start_ticks))
 
-    def _client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(verify=tls(self.folders.certificates), trust_env=False, timeout=30)
-
-    async def _start(self) -> None:
-        if self.directory.exists() and any(self.directory.iterdir()):
-            raise InvalidInput(f"{self.directory} is neither empty nor a cluster's: choose another --directory")
+    async def start(self) -> None:
+        """Start it in an empty directory."""
+        check_machine()
         images = addons.images(ROOT, self._tools)
         shared = shared_folders(ROOT)
-        for folder in (self.folders.logs, self.folders.config, self.folders.state):
-            folder.mkdir(parents=True)
+        self.claim(f"{self.name}\n")
         self.directory.chmod(0o711)
-        (self.directory / MARKER).write_text(f"{self.name}\n")
+        for folder in (self.folders.logs, self.folders.config, self.folders.state):
+            folder.mkdir()
         certificates = make_node_certificates(self.folders, self.link)
         write_settings(self.folders, self.link.node_address, certificates.authority)
         self._write_container(shared)
@@ -142,8 +124,7 @@ class BareNode:
         await self._plug_in()
         await self._start_programs()
         await asyncio.to_thread(self._import_images, images)
-        part = self.directory / "kubeconfig.part"
-        write_kubeconfig(part, certificates.admin, certificates.authority, self._url)
+        part = self.write_kubeconfig(certificates)
         await asyncio.to_thread(addons.install, part, self._tools, self.folders.state / "volumes")
         # It appears whole or not at all: that it is there says that everything serves.
         part.rename(self.kubeconfig)
@@ -225,48 +206,28 @@ class BareNode:
         leader = self._leader()
         assert leader is not None
         own = os.readlink("/proc/self/ns/net")
-        await self._wait(lambda: os.readlink(f"/proc/{leader.pid}/ns/net") != own, "have a network of its own")
+        await self._wait_prepared(lambda: os.readlink(f"/proc/{leader.pid}/ns/net") != own, "have a network of its own")
         link, at = self.link, str(leader.pid)
         _run("ip", "link", "add", link.interface, "type", "veth", "peer", "name", UPLINK, "netns", at)
         _run("ip", "address", "add", f"{link.machine_address}/{link.prefix_length}", "dev", link.interface)
         _run("ip", "link", "set", link.interface, "up")
-        await self._wait((self.directory / "prepared").exists, "prepare itself")
+        await self._wait_prepared((self.directory / "prepared").exists, "prepare itself")
         for hierarchy in hierarchies():
             hierarchy.settle(self.name)
 
     async def _start_programs(self) -> None:
-        self.want([*FIRST])
-        async with self._client() as client:
+        async with self.client() as client:
+            for programs, url in ((FIRST, "/readyz"), ((*FIRST, *REST), f"/api/v1/nodes/{NODE}")):
+                self.want([*programs])
+                await self.wait(partial(self._serving, client, programs, url), programs, "the node does not serve")
 
-            async def answers() -> bool:
-                try:
-                    return (await client.get(f"{self._url}/readyz")).is_success
-                except httpx.HTTPError:
-                    return False
-
-            await self._wait_for_programs(answers, FIRST)
-            self.want([*FIRST, *REST])
-
-            async def node_is_there() -> bool:
-                try:
-                    return (await client.get(f"{self._url}/api/v1/nodes/{NODE}")).is_success
-                except httpx.HTTPError:
-                    return False
-
-            await self._wait_for_programs(node_is_there, (*FIRST, *REST))
-
-    async def _wait_for_programs(self, condition: Any, programs: tuple[str, ...]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        while not await condition():
-            ended = self._ended()
-            # One that comes too early ends and is started again; one that does so often never will.
-            for name in programs:
-                if ended.count(name) > 5:
-                    raise ProgramEnded(f"{name} ends again and again:\n{self._last_lines(name)}")
-            if time.monotonic() > deadline:
-                logs = "\n".join(f"{name}:\n{self._last_lines(name)}" for name in programs)
-                raise Unavailable(f"the node does not serve after {START_TIMEOUT_SECONDS:.0f} s:\n{logs}")
-            await asyncio.sleep(LOOK_EVERY_SECONDS)
+    async def _serving(self, client: httpx.AsyncClient, programs: tuple[str, ...], path: str) -> bool:
+        ended = self._ended()
+        # One that comes too early ends and is started again; one that does so often never will.
+        for name in programs:
+            if ended.count(name) > 5:
+                raise ProgramEnded(f"{name} ends again and again:\n{self.last_lines(name)}")
+        return await answers(client, f"{self.url}{path}")
 
     def _ended(self) -> list[str]:
         try:
@@ -274,21 +235,17 @@ class BareNode:
         except FileNotFoundError:
             return []
 
-    async def _wait(self, condition: Any, what: str) -> None:
+    async def _wait_prepared(self, condition: Any, what: str) -> None:
         leader = self._leader()
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while True:
             if leader is None or not leader.alive():
-                raise ProgramEnded(f"the node ended before it could {what}:\n{self._last_lines('node')}")
+                raise ProgramEnded(f"the node ended before it could {what}:\n{self.last_lines('node')}")
             if condition():
                 return
             if time.monotonic() > deadline:
                 raise Unavailable(f"the node did not {what} in {START_TIMEOUT_SECONDS:.0f} s")
             await asyncio.sleep(LOOK_EVERY_SECONDS)
-
-    def _last_lines(self, name: str) -> str:
-        text = (self.folders.logs / f"{name}.log").read_text(errors="replace")
-        return "\n".join(text.splitlines()[-15:])
 
     def _import_images(self, images: list[Any]) -> None:
         archive = self.folders.state / "images.tar"
@@ -320,14 +277,6 @@ def _run(*command: str) -> None:
         raise Unavailable(f"{' '.join(command)} failed with {done.returncode}: {done.stderr.strip()}")
 
 
-def _check_machine() -> None:
-    if os.geteuid() != 0:
-        raise InvalidInput("a node without Docker needs root: use  sudo -E make cluster-up, or start Docker for kind")
-    for command in NEEDED_COMMANDS:
-        if shutil.which(command) is None:
-            raise InvalidInput(f"{command} is needed: install iproute2 and util-linux")
-
-
 def built() -> bool:
     """Return whether everything is there that a start needs."""
     return subprocess.run([HERE / "build_node.sh", "--ready"]).returncode == 0
@@ -336,7 +285,7 @@ def built() -> bool:
 def main() -> int:
     """Run one command. Returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("up", "down", "run", "stop", "start", "ready"))
+    parser.add_argument("command", choices=("up", "down", "run", "stop", "start", "ready", "able"))
     parser.add_argument("program", nargs="?", choices=(*FIRST, *REST), help="for stop and start")
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "cluster", help="default: %(default)s")
     options = parser.parse_args()
@@ -344,15 +293,12 @@ def main() -> int:
     try:
         if options.command in ("up", "run", "ready") and not built():
             raise Unavailable("the node is not built: make cluster-up")
-        if options.command == "up":
-            asyncio.run(node.up())
-            print(node.kubeconfig)
-        elif options.command == "down":
-            asyncio.run(node.down())
-        elif options.command == "run":
-            asyncio.run(run_until_told(node))
+        if options.command == "able":
+            check_machine()
         elif options.command in ("stop", "start"):
             _stop_or_start(node, options.command, options.program)
+        else:
+            run_command(options.command, node)
     except BelvedereError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return error.exit_code
