@@ -27,6 +27,7 @@ down: ## stop what `make demo KEEP=1` left running
 test: ## every test that this machine can run; ends with a table of what ran and what was skipped
 	@deploy/setup/setup.sh --with-helm
 	@deploy/setup/triton.sh || echo "Triton cannot be set up here: its tests will be skipped" >&2
+	@deploy/benchmarks/peers.sh || echo "KServe's clients or perf_analyzer cannot be set up here: their tests will be skipped" >&2
 	@python -m pytest $(PYTEST_ARGS)
 
 check: ## ruff, mypy, import contracts, generated files, helm lint, promtool, hadolint

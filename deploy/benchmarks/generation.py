@@ -28,9 +28,9 @@ from belvedere_serving.generation.cache import Kept, PagedCache
 from belvedere_serving.generation.decoder import HEADS_FILE, Geometry, HeadPrograms, Heads, onnx_heads
 from belvedere_serving.generation.generator import CacheOptions, Generator, Writing
 from belvedere_serving.generation.scheduler import Plan
-from belvedere_serving.server.batching import Batcher, BatchPolicy
+from belvedere_serving.server.admission import Lane
+from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
 from belvedere_serving.server.features import FeatureCache, PictureReader
-from belvedere_serving.server.head_models import on_thread
 from belvedere_serving.server.heads import WritingModel, head_metadata
 from belvedere_serving.server.metrics import NoMetrics
 from belvedere_serving.server.timing import Timing
@@ -246,10 +246,10 @@ def _models(programs: HeadPrograms, tokenizer: str, on: Features) -> Iterator[di
     decoder: Any = programs if on.cache else Anew(programs)
     policy = BatchPolicy(max_rows=16 if on.batching else 1, wait_seconds=0.002, max_waiting_rows=256)
     with ThreadPoolExecutor(1) as engine, ThreadPoolExecutor(1) as preparing:
-        lane, metrics = asyncio.Lock(), NoMetrics()
+        lane, metrics = Lane(), NoMetrics()
 
         def batcher(name: str, call: Callable[[Array], Array]) -> Batcher:
-            return Batcher(name, on_thread(call, engine), policy, metrics, lane=lane)
+            return Batcher(name, on_thread(call, engine, lane.lag), policy, metrics, lane=lane)
 
         pictures = PictureReader(
             _image(),
@@ -260,7 +260,7 @@ def _models(programs: HeadPrograms, tokenizer: str, on: Features) -> Iterator[di
         )
         options = CacheOptions(num_blocks=128, max_running=16 if on.batching else 1)
         generator = (Generator if on.cache else WithoutCache)(decoder, options)
-        writer = Writer(generator, metrics, executor=engine, lane=lane, max_texts=256)
+        writer = Writer(generator, metrics, executor=engine, lane=lane.lock, max_texts=256)
         text = TextPreprocessor(tokenizer, TextRecipe(context_length=LONGEST))
         yield {
             name: WritingModel(

@@ -1,4 +1,7 @@
-"""Our application on a Ray Serve of its own. Usage: ray_host.py JSON; prints its addresses, ends with its standard input."""
+"""Our application on a Ray Serve of its own. Usage: ray_host.py JSON; see ray_application.py, which starts it.
+
+Prints the ports of its replicas, and at each line of its standard input the states of the replicas; ends with its standard input.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from ray import serve
 from ray.serve.config import gRPCOptions
 from ray.serve.context import _get_global_client
 
-from belvedere_serving.server.app import build
+from belvedere_serving.server.app import INGRESS, build
 
 given = json.loads(sys.argv[1])
 ray.init(
@@ -20,15 +23,18 @@ ray.init(
     object_store_memory=100_000_000,
     log_to_driver=False,
     logging_level="ERROR",
+    _metrics_export_port=given["metrics"],
 )
 servicers = ["belvedere_serving.server.grpc_service.add_to_server"]
 serve.start(
     http_options={"host": "127.0.0.1", "port": given["http"]},
     grpc_options=gRPCOptions(port=given["grpc"], grpc_servicer_functions=servicers),
 )
-serve.run(build(given["arguments"]), name="bench", route_prefix="/")
+serve.run(build(given["arguments"]), name=given["name"], route_prefix=given["prefix"])
 groups = ray.get(_get_global_client()._controller.get_target_groups.remote())
 print(json.dumps({str(group.protocol.value).lower(): group.targets[0].port for group in groups}), flush=True)
-sys.stdin.read()
+for _ in sys.stdin:
+    status = serve.status().applications[given["name"]].deployments[INGRESS]
+    print(json.dumps({str(state): number for state, number in status.replica_states.items()}), flush=True)
 serve.shutdown()
 ray.shutdown()

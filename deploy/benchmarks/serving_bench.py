@@ -2,7 +2,7 @@
 
 usage: serving_bench.py --output FILE [--overload-seconds N] [--malformed N] [--only GROUP...]
 
-Groups: engines, generation (what cache, batching and kept pictures save), servers (with overload and malformed requests).
+Groups: engines, generation (what cache, batching and kept pictures save), servers (ours beside others), overload, malformed.
 Both sides of a comparison take turns on the same machine, which the load generator shares with them. The servers all run the
 same engine with one thread, one run at a time, and get the same bytes over HTTP from the same client.
 """
@@ -37,13 +37,15 @@ from belvedere_serving.engines.device import this_device
 from generation import generation_rows
 from malformed import malformed_grpc, malformed_http
 from peer_engine import Engine
-from servers import peer, ray_serve, replica_memory_mib, triton
+from ray_application import RayApplication, ray_application
+from servers import peer, triton
 from vision import Vision, picture, push_model
 
 PACKAGES = ("belvedere", "torch", "onnxruntime", "openvino", "ray", "tritonclient", "aiohttp")
 GATE = ParityGate(cosine_minimum=0.99, top1_agreement_minimum=0.9)
-GROUPS = ("engines", "generation", "servers")
+GROUPS = ("engines", "generation", "servers", "overload", "malformed")
 LEVELS = (1, 4, 16)
+OWN = "ray serve"
 ROUNDS = 5
 LEVEL_SECONDS = 2.0
 P95_MILLISECONDS = 100.0
@@ -139,31 +141,42 @@ async def server_rows(store: ArtifactStore, folder: Path, options: argparse.Name
     small = Vision(size=SMALL, patch=16, width=192, layers=4, heads=3)
     model = push_model(store, size=SMALL, vision=small, name="small")
     engine = build(store, model, EngineTarget(), GATE, say=say)
-    files = store.pull(engine.digest, folder / "engine")
     given = bodies(EMBED_IMAGE, [picture(number, SMALL) for number in range(32)])
     arguments: dict[str, Any] = {"service": "bench", "model": "small", "version": "bench-v1", "maxBatchSize": 16}
     arguments |= {"engineDigest": engine.digest, "artifacts": store.url}
+    rows = []
+    say("starting our server")
+    with ray_application(arguments, name="bench") as own:
+        url = f"http://127.0.0.1:{own.http}"
+        if "servers" in options.only:
+            files = store.pull(engine.digest, folder / "engine")
+            rows += await _compared(url, files, folder, given)
+            rows.append(await _overhead(url, given, Engine(files)))
+        if "overload" in options.only:
+            rows += await _overload(own, url, given, options.overload_seconds)
+        if "malformed" in options.only:
+            rows.append(await _malformed(url, f"127.0.0.1:{own.grpc}", given, options.malformed))
+    return rows
+
+
+async def _compared(own: str, files: Path, folder: Path, given: list[Body]) -> list[Row]:
+    """Return the rows of our server beside the others, of which some may be missing."""
+    urls, missing = {OWN: own}, {}
+    starters: dict[str, Callable[[], Any]] = {
+        "fastapi": lambda: peer("peer_fastapi.py", files, folder),
+        "kserve": lambda: peer("peer_kserve.py", files, folder),
+        "triton": lambda: triton(files, folder, max_batch_size=16),
+    }
     with contextlib.ExitStack() as stack:
-        say("starting the servers")
-        own, own_grpc = stack.enter_context(ray_serve(arguments, folder))
-        urls, missing = {"ray serve": own}, {}
-        starters: dict[str, Callable[[], Any]] = {
-            "fastapi": lambda: peer("peer_fastapi.py", files, folder),
-            "kserve": lambda: peer("peer_kserve.py", files, folder),
-            "triton": lambda: triton(files, folder, max_batch_size=16),
-        }
         for name, start in starters.items():
+            say(f"starting {name}")
             try:
                 urls[name] = stack.enter_context(start())
             except (BelvedereError, OSError) as error:
                 missing[name] = str(error)[:300]
         as_text = bodies(EMBED_IMAGE, [base64.b64encode(picture(number, SMALL)) for number in range(32)])
         measured = await _compare(urls, {name: as_text if name == "kserve" else given for name in urls})
-        rows = _comparison_rows(measured, missing)
-        rows.append(await _overhead(own, given, Engine(files)))
-        rows += await _overload(own, given, options.overload_seconds)
-        rows.append(await _malformed(own, own_grpc, given, options.malformed))
-    return rows
+    return _comparison_rows(measured, missing)
 
 
 async def _compare(urls: dict[str, str], given: dict[str, list[Body]]) -> dict[str, list[float]]:
@@ -191,7 +204,7 @@ def _check(outcome: Outcome, name: str) -> None:
 
 def _comparison_rows(measured: dict[str, list[float]], missing: dict[str, str]) -> list[Row]:
     rows = []
-    own = measured["ray serve"]
+    own = measured[OWN]
     aims = {"kserve": 1.0, "fastapi": 1.0, "triton": 1 / 1.5}
     for name, target in aims.items():
         row = f"serve_vs_{name}_throughput"
@@ -245,14 +258,14 @@ async def _overhead(url: str, given: list[Body], engine: Engine) -> Row:
     )
 
 
-async def _overload(url: str, given: list[Body], seconds: float) -> list[Row]:
+async def _overload(own: RayApplication, url: str, given: list[Body], seconds: float) -> list[Row]:
     """Return how the server does at three times its capacity, which is what it answers to as many clients as fill its batches."""
     peak = max([(await closed_loop(url, given, clients=32, seconds=5)).per_second for _ in range(2)])
     say(f"overload: {3 * peak:.0f}/s for {seconds:.0f} s")
     warm = await open_loop(url, given, rate=3 * peak, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
-    before = replica_memory_mib()
+    before = own.memory_mib()
     outcome = await open_loop(url, given, rate=3 * peak, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
-    after = replica_memory_mib()
+    after = own.memory_mib()
     in_time = [taken for taken in outcome.latencies if taken <= DEADLINE_SECONDS]
     goodput = len(in_time) / outcome.seconds
     refused = 1000 * float(np.median(outcome.refused)) if outcome.refused else None
@@ -357,7 +370,7 @@ def main() -> None:
             rows += engine_rows(store)
         if "generation" in options.only:
             rows += generation_rows(Path(scratch), say)
-        if "servers" in options.only:
+        if set(options.only) - {"engines", "generation"}:
             rows += asyncio.run(server_rows(store, Path(scratch), options))
     write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
 

@@ -1,4 +1,8 @@
-"""Sends V2 requests over HTTP, closed or open loop, and says how they were answered."""
+"""Sends V2 requests over HTTP, closed or open loop, and says how they were answered.
+
+It speaks just enough HTTP/1.1 for that: it shares the machine with what it measures, and a whole client costs as much
+for a request as a small model.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 
 from belvedere_platform.protocol import INPUT_OF, InferRequest, Tensor
 from belvedere_platform.protocol.http_messages import HEADER_LENGTH, render_infer_request
+
+PATIENCE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,16 +64,19 @@ def bodies(model: str, elements: Sequence[bytes]) -> list[Body]:
 
 async def closed_loop(url: str, given: Sequence[Body], *, clients: int, seconds: float) -> Outcome:
     """Let so many clients send one request after the other."""
-    outcome, turn = Outcome(), itertools.cycle(given)
-    end = time.perf_counter() + seconds
-
-    async def client(session: aiohttp.ClientSession) -> None:
-        while time.perf_counter() < end:
-            await _send(session, url, next(turn), outcome)
-
+    outcome, lines = Outcome(), _Lines(url)
+    turn = itertools.cycle([lines.encoded(body) for body in given])
     begin = time.perf_counter()
-    async with _session() as session:
-        await asyncio.gather(*(client(session) for _ in range(clients)))
+    end = begin + seconds
+
+    async def client() -> None:
+        while time.perf_counter() < end:
+            await lines.send(next(turn), outcome)
+
+    try:
+        await asyncio.gather(*(client() for _ in range(clients)))
+    finally:
+        lines.close()
     outcome.seconds = time.perf_counter() - begin
     return outcome
 
@@ -76,41 +85,122 @@ async def open_loop(
     url: str, given: Sequence[Body], *, rate: float, seconds: float, deadline_seconds: float, most_in_flight: int = 2000
 ) -> Outcome:
     """Send at a rate whatever comes back, each request with a deadline that the server is told."""
-    outcome, turn = Outcome(), itertools.cycle(given)
+    outcome, lines = Outcome(), _Lines(url)
     told = {"x-envoy-expected-rq-timeout-ms": str(round(1000 * deadline_seconds))}
+    turn = itertools.cycle([lines.encoded(body, told) for body in given])
     running: set[asyncio.Task[None]] = set()
     begin = due = time.perf_counter()
-    async with _session() as session:
+    try:
         while due - begin < seconds:
             due += 1 / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             if len(running) >= most_in_flight:
                 outcome.statuses["not sent"] += 1
                 continue
-            task = asyncio.create_task(_send(session, url, next(turn), outcome, told))
+            task = asyncio.create_task(lines.send(next(turn), outcome))
             running.add(task)
             task.add_done_callback(running.discard)
+        outcome.seconds = time.perf_counter() - begin
         await asyncio.gather(*running)
-    outcome.seconds = time.perf_counter() - begin
+    finally:
+        lines.close()
     return outcome
 
 
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=30), auto_decompress=False
-    )
+class _Lines:
+    """Connections to one server; a request takes one that is free, or a new one."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self._host, self._port, self._prefix = parts.hostname, parts.port or 80, parts.path.rstrip("/")
+        self._free: list[_Line] = []
+        self._all: set[_Line] = set()
+
+    def encoded(self, body: Body, more: dict[str, str] | None = None) -> bytes:
+        """Return a request as it goes over the line."""
+        headers = {"Host": f"{self._host}:{self._port}", "Content-Length": str(len(body.content)), **body.headers}
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**headers, **(more or {})}.items())
+        return f"POST {self._prefix}{body.path} HTTP/1.1\r\n{head}\r\n".encode() + body.content
+
+    async def send(self, request: bytes, outcome: Outcome) -> None:
+        """Send a request, wait for its answer, and note how it was answered."""
+        started = time.perf_counter()
+        line: _Line | None = None
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                line = self._free.pop() if self._free else await self._connect()
+                status = await line.ask(request)
+            if line.is_open:
+                self._free.append(line)
+        except (OSError, TimeoutError, ValueError) as error:
+            status = type(error).__name__
+            if line is not None:
+                line.close()
+                self._all.discard(line)
+        taken = time.perf_counter() - started
+        outcome.statuses[status] += 1
+        (outcome.latencies if status == "200" else outcome.refused).append(taken)
+
+    async def _connect(self) -> _Line:
+        _, line = await asyncio.get_running_loop().create_connection(_Line, self._host, self._port)
+        self._all.add(line)
+        return line
+
+    def close(self) -> None:
+        """Hang up everywhere."""
+        for line in self._all:
+            line.close()
 
 
-async def _send(
-    session: aiohttp.ClientSession, url: str, body: Body, outcome: Outcome, more: dict[str, str] | None = None
-) -> None:
-    started = time.perf_counter()
-    try:
-        async with session.post(url + body.path, data=body.content, headers={**body.headers, **(more or {})}) as answer:
-            await answer.read()
-            status = str(answer.status)
-    except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-        status = type(error).__name__
-    taken = time.perf_counter() - started
-    outcome.statuses[status] += 1
-    (outcome.latencies if status == "200" else outcome.refused).append(taken)
+class _Line(asyncio.Protocol):
+    """A connection that has one request under way at most. Answers must say how long they are."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._answer: asyncio.Future[str] | None = None
+        self.is_open = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport, self.is_open = transport, True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_open = False
+        self._fail(error or ConnectionResetError("the server hung up"))
+
+    async def ask(self, request: bytes) -> str:
+        """Return the status of the answer to a request. Raises OSError, and ValueError for what is no answer."""
+        assert self._transport is not None
+        if not self.is_open:
+            raise ConnectionResetError("the server hung up")
+        self._received.clear()
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head_end = self._received.find(b"\r\n\r\n")
+        if head_end < 0 or self._answer is None or self._answer.done():
+            return
+        head = bytes(self._received[:head_end]).lower()
+        length = head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0].strip()
+        if not length.isdigit():
+            self._fail(ValueError(f"an answer without its length: {head[:80]!r}"))
+            self.close()
+        elif len(self._received) >= head_end + 4 + int(length):
+            if b"\r\nconnection: close" in head:
+                self.close()
+            self._answer.set_result(head[9:12].decode("latin-1"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.is_open = False
+        if self._transport is not None:
+            self._transport.close()

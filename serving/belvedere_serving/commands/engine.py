@@ -103,11 +103,10 @@ def bench(digest: str, rounds: int, repeats: int) -> None:
 @click.option("--max-batch-size", type=click.IntRange(1, 1024), default=16, show_default=True)
 @click.option("--batch-wait-milliseconds", type=click.FloatRange(0, 1000), default=2, show_default=True)
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+@click.option("--plugins", type=click.Path(path_type=Path, exists=True, file_okay=False), help="a folder of plugins")
 @artifacts_option
 @verbose_option
-def serve(
-    digest: str, http_port: int, grpc_port: int, max_batch_size: int, batch_wait_milliseconds: float, threads: int
-) -> None:
+def serve(digest: str, http_port: int, grpc_port: int, plugins: Path | None, **batching: Any) -> None:
     """Serve an engine by V2 on this machine without a control plane, until interrupted."""
     import asyncio
 
@@ -122,9 +121,8 @@ def serve(
         version=described["modelDigest"].removeprefix("sha256:")[:12],
         engine_digest=store.resolve(digest).digest,
         artifacts=store.url,
-        max_batch_size=max_batch_size,
-        batch_wait_milliseconds=batch_wait_milliseconds,
-        threads=threads,
+        plugins=str(plugins.absolute()) if plugins else "",
+        **batching,
     )
 
     def say(http: int, grpc: int) -> None:

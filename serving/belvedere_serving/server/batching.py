@@ -8,14 +8,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from belvedere_platform.protocol import Reason, V2Error
+from belvedere_serving.server.admission import Forecast, Lag, Lane, Pace
 from belvedere_serving.server.metrics import ServerMetrics
 from belvedere_serving.server.statistics import ModelStatistics
 from belvedere_serving.server.timing import Timing
@@ -23,6 +25,20 @@ from belvedere_serving.server.timing import Timing
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Awaitable[Array]]
 log = logging.getLogger(__name__)
+
+
+def on_thread(call: Callable[[Array], Array], executor: Executor, lag: Lag) -> Run:
+    """Return what runs a program in a worker thread; `lag` learns how long the loop then took to go on."""
+
+    def timed(rows: Array) -> tuple[Array, float]:
+        return call(rows), time.monotonic()
+
+    async def run(rows: Array) -> Array:
+        outputs, finished = await asyncio.get_running_loop().run_in_executor(executor, timed, rows)
+        lag.observe(time.monotonic() - finished)
+        return outputs
+
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +70,27 @@ class Batcher:
         metrics: ServerMetrics,
         *,
         version: str = "",
-        lane: asyncio.Lock | None = None,
+        lane: Lane | None = None,
         statistics: ModelStatistics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`version`: named when an input fails; `lane`: held while the engine runs, models of one thread share it."""
+        """`version`: named when an input fails; `lane`: what the engine runs on, models of one thread share it."""
         self._name = name
         self._version = version
         self._run_engine = run
         self._policy = policy
         self._metrics = metrics
-        self._lane = lane or asyncio.Lock()
+        self._lane = lane or Lane()
+        self._lane.queues.append(self)
         self._statistics = statistics or ModelStatistics()
         self._clock = clock
         self._entries: deque[_Entry] = deque()
         self._batch: list[_Entry] = []
         self._arrived = asyncio.Event()
         self._admitted_rows = 0
-        self._coming = 0
+        self._coming_rows = 0
+        self.preparing = Pace()
+        self.running = Pace()
         self._last_batch = 1
         self._worker: asyncio.Task[None] | None = None
         self.running_since: float | None = None
@@ -81,16 +100,38 @@ class Batcher:
         """Return how many inputs are run together at most."""
         return self._policy.max_rows
 
+    def work(self, rows: int = 0) -> list[float]:
+        """Return the seconds that each batch is expected to take, of what was let in and so many rows behind it."""
+        most, running = self._policy.max_rows, sum(len(entry.array) for entry in self._batch)
+        # What one request makes of another's rows, pictures for a text say, waits without having been let in by itself.
+        left = max(self._admitted_rows - running, sum(len(entry.array) for entry in self._entries)) + rows
+        # The last of several is taken for a full one: until its turn comes others will have filled it.
+        batches = [self.running.expected(min(left, most))] * math.ceil(left / most)
+        if self.running_since is not None:
+            batches.insert(0, max(0.0, self.running.expected(running) - (self._clock() - self.running_since)))
+        return batches
+
+    def forecast(self, rows: int) -> Forecast:
+        """Return when a request of so many rows would be answered. Preparing goes on beside the engine's runs."""
+        prepared = self.preparing.expected(1) * (self._coming_rows + rows) + self.running.expected(rows)
+        seconds = max(prepared, self._lane.expected_seconds(self, rows))
+        return Forecast(seconds=seconds, lag_seconds=self._lane.lag.seconds, alone=self._admitted_rows == 0)
+
     @contextmanager
-    def admitted(self, rows: int) -> Iterator[None]:
-        """Reserve room for a request from before its preprocessing until it is answered, or raise RESOURCE_EXHAUSTED."""
-        limit = self._policy.max_waiting_rows + self._policy.max_rows
-        if self._admitted_rows + rows > limit:
-            self._metrics.count_dropped(self._name, "full")
-            message = (
-                f"model '{self._name}' has {self._admitted_rows} inputs waiting, its queue is full; try again later"
-            )
-            raise V2Error(Reason.RESOURCE_EXHAUSTED, message, retry_after_seconds=1)
+    def admitted(self, rows: int, deadline: float = math.inf) -> Iterator[None]:
+        """Reserve room for a request from before its preprocessing until it is answered.
+
+        Raises RESOURCE_EXHAUSTED at once where there is no room, or where the answer would come after the deadline.
+        """
+        left = deadline - self._clock()
+        if left <= 0:
+            raise V2Error(Reason.DEADLINE_EXCEEDED, "the request's time was up when it arrived")
+        if self._admitted_rows + rows > self._policy.max_waiting_rows + self._policy.max_rows:
+            self._refuse("full", "its queue is full", 1)
+        forecast = self.forecast(rows)
+        if not forecast.in_time(left):
+            why = f"the answer would take {forecast.seconds:.1f} s and there are {left:.1f} s"
+            self._refuse("busy", why, forecast.retry_after_seconds(left))
         self._admitted_rows += rows
         self._metrics.set_queue_length(self._name, self._admitted_rows)
         try:
@@ -98,14 +139,19 @@ class Batcher:
         finally:
             self._admitted_rows -= rows
 
+    def _refuse(self, kind: str, why: str, retry_after_seconds: int) -> NoReturn:
+        self._metrics.count_dropped(self._name, kind)
+        message = f"model '{self._name}' has {self._admitted_rows} inputs waiting, {why}; try again later"
+        raise V2Error(Reason.RESOURCE_EXHAUSTED, message, retry_after_seconds=retry_after_seconds)
+
     @contextmanager
-    def coming(self) -> Iterator[None]:
+    def coming(self, rows: int = 1) -> Iterator[None]:
         """Say that a request is being prepared, so that a batch may wait for it."""
-        self._coming += 1
+        self._coming_rows += rows
         try:
             yield
         finally:
-            self._coming -= 1
+            self._coming_rows -= rows
 
     async def submit(self, array: Array, deadline: float, timing: Timing | None = None) -> Array:
         """Return the outputs for the rows of one request, in parts if there are more than fit a batch."""
@@ -147,16 +193,19 @@ class Batcher:
                 self._arrived.clear()
                 await self._arrived.wait()
             await self._wait_for_company()
-            async with self._lane:
+            async with self._lane.lock:
                 self._batch = self._take()
                 if self._batch:
                     await self._run(self._batch)
                 self._batch = []
 
     async def _wait_for_company(self) -> None:
-        """Wait for more requests, but only where some are likely: one is being prepared, or the last batch had several."""
+        """Wait for more requests, but only where some are likely: one is being prepared, or the last batch had more than wait now.
+
+        Clients that ask one after the other come again when the batch before has been answered, and no more of them than it had.
+        """
         end = self._clock() + self._policy.wait_seconds
-        while self._coming or self._last_batch > 1:
+        while self._coming_rows or len(self._entries) < self._last_batch:
             left = end - self._clock()
             if left <= 0 or sum(len(entry.array) for entry in self._entries) >= self._policy.max_rows:
                 return
@@ -198,6 +247,7 @@ class Batcher:
             self.running_since = None
             self._metrics.observe_batch(self._name, sum(len(entry.array) for entry in batch))
             seconds = self._clock() - started
+            self.running.observe(sum(len(entry.array) for entry in batch), seconds)
             self._metrics.observe_seconds("model", self._name, seconds)
             self._statistics.ran(sum(len(entry.array) for entry in batch), seconds)
         offset = 0

@@ -33,6 +33,8 @@ class ServerConfig(BaseModel):
     cache_block_size: Annotated[int, Field(ge=1, le=256)] = 16
     cache_precision: Literal["fp32", "int8"] = "fp32"
     feature_cache_mebibytes: Annotated[float, Field(ge=0, le=65536)] = 32
+    plugins: str = ""
+    """A folder; see docs/serving.md. Without one there are none."""
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> ServerConfig:

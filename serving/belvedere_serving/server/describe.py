@@ -10,6 +10,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from belvedere_platform.protocol import BYTES, ModelMetadata, Reason, TensorMetadata, V2Error
 from belvedere_serving.server.models import Model
+from belvedere_serving.triton.options import version_number
 
 READY = "READY"
 
@@ -48,8 +49,10 @@ def repository_index(models: Sequence[Model], *, ready: bool) -> list[dict[str, 
 
 
 def statistics(models: Sequence[Model]) -> dict[str, Any]:
-    """Return the counters of some models."""
-    return {"model_stats": [model.statistics.as_json(model.name, model.version) for model in models]}
+    """Return the counters of some models. Versions are numbers there, as Triton's are: perf_analyzer reads nothing else."""
+    return {
+        "model_stats": [model.statistics.as_json(model.name, str(version_number(model.version))) for model in models]
+    }
 
 
 def message(kind: Any, fields: dict[str, Any]) -> Any:

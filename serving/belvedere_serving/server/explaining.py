@@ -20,7 +20,7 @@ class ExplainModel(MatchModel):
     async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
         """Return [1, G, G]: the match of the whole picture less that with one block white."""
         (picture,), (text,) = self.inputs(request, deadline)
-        with self.batcher.admitted(1):
+        with self.batcher.admitted(1, deadline):
             started = self.clock()
             tokens = self.preprocess([text])[0]
             pixels_3SS = await self.pictures.pixels(0, picture)

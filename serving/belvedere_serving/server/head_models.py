@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ from belvedere_serving.engines.preprocess import ImagePreprocessor, TextPreproce
 from belvedere_serving.generation.blocks import blocks_for
 from belvedere_serving.generation.decoder import DECODE_STATE, ENCODE_IMAGE, HeadPrograms
 from belvedere_serving.generation.generator import CacheOptions, Generator, Writing
-from belvedere_serving.server.batching import Batcher, BatchPolicy, Run
+from belvedere_serving.server.admission import Lane
+from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.explaining import ExplainModel
 from belvedere_serving.server.features import FeatureCache, PictureReader
@@ -35,7 +35,7 @@ class EnginePlace:
 
     executor: Executor
     preparing: Executor
-    lane: asyncio.Lock
+    lane: Lane
     policy: BatchPolicy
 
 
@@ -50,7 +50,7 @@ def head_models(
     """Return the models of the heads that the engine has."""
 
     def batcher(name: str, call: Callable[[Array], Array], statistics: ModelStatistics | None = None) -> Batcher:
-        run = on_thread(call, place.executor)
+        run = on_thread(call, place.executor, place.lane.lag)
         return Batcher(name, run, place.policy, metrics, version=config.version, lane=place.lane, statistics=statistics)
 
     decoder = programs.heads.decoder
@@ -81,7 +81,7 @@ def head_models(
             Generator(programs, cache_options(config, decoder.max_length)),
             metrics,
             executor=place.executor,
-            lane=place.lane,
+            lane=place.lane.lock,
             max_texts=config.max_rows_waiting,
         )
         models += [
@@ -99,15 +99,6 @@ def cache_options(config: ServerConfig, max_length: int) -> CacheOptions:
         max_running=config.max_running_texts,
         kept=config.cache_precision,
     )
-
-
-def on_thread(call: Callable[[Array], Array], executor: Executor) -> Run:
-    """Return what runs a program in a worker thread."""
-
-    def run(rows: Array) -> Awaitable[Array]:
-        return asyncio.get_running_loop().run_in_executor(executor, call, rows)
-
-    return run
 
 
 def warm_up_heads(programs: HeadPrograms, image: ImagePreprocessor, text: TextPreprocessor) -> None:

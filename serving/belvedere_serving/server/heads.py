@@ -163,7 +163,7 @@ class MatchModel(Head):
     async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
         """Return the scores of the request's pairs."""
         pictures, texts = self.inputs(request, deadline)
-        with self.batcher.admitted(len(texts)):
+        with self.batcher.admitted(len(texts), deadline):
             started = self.clock()
             tokens = self.preprocess(texts)
             features = await self.pictures.features(pictures, deadline, timing)

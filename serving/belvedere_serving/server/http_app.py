@@ -119,9 +119,9 @@ class V2HttpApp:
             case ["v2"]:
                 return json_answer(self._service.server_metadata())
             case ["v2", "health", "live"]:
-                return Answer()
+                return data_answer({"live": True})
             case ["v2", "health", "ready"]:
-                return self._ready()
+                return self._ready({"ready": True})
             case ["v2", "models", "stats"]:
                 return data_answer(self._service.model_statistics())
             case ["v2", "models", name] | ["v2", "models", name, "versions", _] as found:
@@ -134,13 +134,14 @@ class V2HttpApp:
                 return data_answer([])
             case ["v2", "models", name, "ready"] | ["v2", "models", name, "versions", _, "ready"] as found:
                 self._service.model(name, found[4] if len(found) > 4 else "")
-                return self._ready()
+                return self._ready({"name": name, "ready": True})
         raise V2Error(Reason.NOT_FOUND, f"there is nothing at '{path[:128]}'; V2 paths begin with /v2")
 
-    def _ready(self) -> Answer:
+    def _ready(self, said: dict[str, Any]) -> Answer:
+        """Return what KServe's clients read; Triton's look at the status alone."""
         if not self._service.ready:
             raise V2Error(Reason.UNAVAILABLE, "the server is stopping", retry_after_seconds=1)
-        return Answer()
+        return data_answer(said)
 
     async def _infer(self, name: str, version: str, headers: Headers, receive: Receive) -> Answer:
         body = await self._body(headers, receive)

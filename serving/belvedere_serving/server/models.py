@@ -18,9 +18,7 @@ from belvedere_platform.protocol import (
     InferRequest,
     InferResponse,
     ModelMetadata,
-    Reason,
     Tensor,
-    V2Error,
     invalid,
 )
 from belvedere_serving.server.batching import Batcher
@@ -134,11 +132,9 @@ class ServedModel:
         elements: list[bytes] = request.input(INPUT_OF[self.name]).array.tolist()
         if not 1 <= len(elements) <= self.max_rows:
             raise invalid(f"{len(elements)} inputs sent; one request may have 1 to {self.max_rows}")
-        with self.batcher.admitted(len(elements)):
+        with self.batcher.admitted(len(elements), deadline):
             started = self.clock()
-            if deadline <= started:
-                raise V2Error(Reason.DEADLINE_EXCEEDED, "the request's time was up when it arrived")
-            with self.batcher.coming():
+            with self.batcher.coming(len(elements)):
                 rows = await self._prepare(elements)
             timing.preprocess_seconds = self.clock() - started
             self.metrics.observe_seconds("preprocess", self.name, timing.preprocess_seconds)
@@ -160,4 +156,10 @@ class ServedModel:
     async def _prepare(self, elements: list[bytes]) -> npt.NDArray[Any]:
         if self.preparing is None:
             return self.preprocess(elements)
-        return await asyncio.get_running_loop().run_in_executor(self.preparing, self.preprocess, elements)
+        rows, seconds = await asyncio.get_running_loop().run_in_executor(self.preparing, self._timed, elements)
+        self.batcher.preparing.observe(len(elements), seconds)
+        return rows
+
+    def _timed(self, elements: list[bytes]) -> tuple[npt.NDArray[Any], float]:
+        started = self.clock()
+        return self.preprocess(elements), self.clock() - started

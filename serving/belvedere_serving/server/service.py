@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import version as package_version
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -27,8 +28,10 @@ from belvedere_platform.protocol import (
     embedding_metadata,
 )
 from belvedere_serving.engines.runtime import TOWER_INPUT, Runtime
+from belvedere_serving.plugins.folder import Plugins
 from belvedere_serving.server import describe
-from belvedere_serving.server.batching import Batcher, BatchPolicy, Run
+from belvedere_serving.server.admission import Lane
+from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.engine_cache import LoadedEngine
 from belvedere_serving.server.head_models import EnginePlace, head_models, warm_up_heads
@@ -69,6 +72,11 @@ class InferenceService:
         self._executors = executors
         self._clock = clock
         self._closing = False
+        self._plugins: Plugins | None = None
+
+    def use_plugins(self, plugins: Plugins) -> None:
+        """Let these have a look at each request and each answer."""
+        self._plugins = plugins
 
     @property
     def ready(self) -> bool:
@@ -136,7 +144,12 @@ class InferenceService:
             request = read()
             model = self.model(request.model_name, request.model_version)
             name = model.name
-            response = await model.infer(request, started + self._timeout(request, timeout_seconds), timing)
+            deadline = started + self._timeout(request, timeout_seconds)
+            if self._plugins is not None:
+                request = await self._plugins.before(request, deadline)
+            response = await model.infer(request, deadline, timing)
+            if self._plugins is not None:
+                response = await self._plugins.after(response, deadline)
             rendered, rows = self._render(render, request, response, timing), response.rows
             code = "OK"
         except V2Error as error:
@@ -172,6 +185,8 @@ class InferenceService:
             model = self.model(request.model_name, request.model_version)
             name = model.name
             deadline = started + self._timeout(request, timeout_seconds)
+            if self._plugins is not None:
+                request = await self._plugins.before(request, deadline)
             async with contextlib.aclosing(model.stream(request, deadline, timing)) as answers:
                 async for answer in answers:
                     rows = answer.rows
@@ -230,26 +245,21 @@ class InferenceService:
             await model.close()
         for executor in self._executors:
             executor.shutdown(wait=False, cancel_futures=True)
+        if self._plugins is not None:
+            await self._plugins.close()
         self._tracing.close()
 
 
-def on_thread(runtime: Runtime, tower: str, executor: Executor) -> Run:
-    """Return what runs a tower of an engine in a worker thread."""
-
-    def call(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return runtime.run(tower, {TOWER_INPUT[tower]: rows})[EMBEDDING]
-
-    def run(rows: npt.NDArray[Any]) -> Awaitable[npt.NDArray[Any]]:
-        return asyncio.get_running_loop().run_in_executor(executor, call, rows)
-
-    return run
+def on_rows(runtime: Runtime, tower: str) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+    """Return a tower as a function of its rows."""
+    return lambda rows: runtime.run(tower, {TOWER_INPUT[tower]: rows})[EMBEDDING]
 
 
 def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics) -> InferenceService:
     """Return the service of an engine. One worker thread runs both towers: a replica has the cores of one."""
     working = ThreadPoolExecutor(1, thread_name_prefix="engine")
     preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-    lane = asyncio.Lock()
+    lane = Lane()
     policy = BatchPolicy(
         max_rows=config.max_batch_size,
         wait_seconds=config.batch_wait_milliseconds / 1000,
@@ -268,7 +278,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
             preprocess=preprocess,
             batcher=Batcher(
                 tower,
-                on_thread(engine.runtime, tower, working),
+                on_thread(on_rows(engine.runtime, tower), working, lane.lag),
                 policy,
                 metrics,
                 version=config.version,
@@ -287,7 +297,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         place = EnginePlace(executor=working, preparing=preparing, lane=lane, policy=policy)
         models += head_models(engine.heads, engine.text, engine.image, config, metrics, place)
     told = {"namespace": config.namespace, "service": config.service, "version": config.version}
-    return InferenceService(
+    service = InferenceService(
         models,
         metrics,
         request_timeout_seconds=config.request_timeout_seconds,
@@ -296,6 +306,9 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         tracing=tracing_of(resource={f"belvedere.{name}": value for name, value in told.items()}),
         executors=(working, preparing),
     )
+    if config.plugins:
+        service.use_plugins(Plugins(Path(config.plugins)))
+    return service
 
 
 def warm_up(engine: LoadedEngine, max_batch_size: int) -> None:

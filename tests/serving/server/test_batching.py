@@ -155,6 +155,22 @@ async def test_a_batch_waits_for_a_request_that_is_being_prepared(recorded: Any)
     await batcher.close()
 
 
+async def test_a_batch_waits_for_as_many_as_came_last_and_for_no_more(recorded: Any) -> None:
+    engine = Engine()
+    engine.gate = asyncio.Event()
+    batcher = a_batcher(engine, recorded, wait_seconds=30.0)
+    first = asyncio.create_task(batcher.submit(rows(1), FAR))
+    await engine.entered.wait()
+    for batch in ((2, 3), (4, 5)):
+        # The first two find the engine at work; the others find it free, and the second of them is the last awaited.
+        others = [asyncio.create_task(batcher.submit(rows(value), FAR)) for value in batch]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, *others)
+    assert engine.batches == [[1], [2, 3], [4, 5]]
+    await batcher.close()
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     requests=st.lists(st.lists(st.integers(0, 15), min_size=1, max_size=9), min_size=1, max_size=12),

@@ -11,7 +11,7 @@ from types import ModuleType
 import grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from conformance import Target, all_checks
+from conformance import Target, all_checks, other_clients
 
 
 async def test_services_are_found_by_reflection(ports: tuple[int, int]) -> None:
@@ -36,7 +36,16 @@ async def test_an_answer_says_where_its_time_went(ports: tuple[int, int]) -> Non
 
 @all_checks
 async def test_v2(check: Callable[[Target], None], ports: tuple[int, int], tiny: ModuleType) -> None:
-    target = Target(
+    await asyncio.to_thread(check, target_of(ports, tiny))
+
+
+@other_clients
+async def test_other_clients(check: Callable[[Target], None], ports: tuple[int, int], tiny: ModuleType) -> None:
+    await asyncio.to_thread(check, target_of(ports, tiny))
+
+
+def target_of(ports: tuple[int, int], tiny: ModuleType) -> Target:
+    return Target(
         http=f"127.0.0.1:{ports[0]}",
         grpc=f"127.0.0.1:{ports[1]}",
         version="tiny-v1",
@@ -44,4 +53,3 @@ async def test_v2(check: Callable[[Target], None], ports: tuple[int, int], tiny:
         picture=tiny.picture(),
         breaking_text=b"a broken apple",
     )
-    await asyncio.to_thread(check, target)

@@ -116,7 +116,7 @@ async def test_a_stopping_server_is_not_ready(app: V2HttpApp, a_service: Inferen
 
 async def test_the_time_a_request_allows_is_kept(app: V2HttpApp, a_service: InferenceService, recorded: Any) -> None:
     body, headers = text_body("red", timeout=20_000)
-    async with a_service.model(EMBED_TEXT).batcher._lane:
+    async with a_service.model(EMBED_TEXT).batcher._lane.lock:
         status, _, content = await call(app, "POST", "/v2/models/embed_text/infer", body, headers)
     assert (status, recorded.requests) == (504, [("embed_text", "http", "DEADLINE_EXCEEDED")])
     assert "did not answer in time" in json.loads(content)["error"]

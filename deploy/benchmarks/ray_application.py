@@ -1,0 +1,115 @@
+"""Starts our application on a Ray of its own, with one replica, as the component tests and the benchmark need it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from belvedere_operators.manifests.platform import RAY_ENVIRONMENT
+from belvedere_platform.errors import Unavailable
+
+HOST = Path(__file__).parent / "ray_host.py"
+ENDING_SECONDS = 60
+
+
+class RayApplication:
+    """A replica behind its own ports, on the loopback address."""
+
+    def __init__(self, process: subprocess.Popen[str], name: str, ports: Mapping[str, int], metrics: int) -> None:
+        self._process, self._name = process, name
+        self.http, self.grpc, self.metrics = ports["http"], ports["grpc"], metrics
+
+    def replica_states(self) -> dict[str, int]:
+        """Return how many replicas there are in which state."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        states: dict[str, int] = json.loads(self._process.stdout.readline())
+        return states
+
+    def memory_mib(self) -> float:
+        """Return the memory of the replica, by the kernel's account; 0 where its process is not found."""
+        # Ray names a replica's process so.
+        found, title = 0, f"ray::ServeReplica:{self._name}:".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (folder / "cmdline").read_bytes().startswith(title):
+                    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                    found += int(fields["VmRSS"].split()[0])
+        return found / 1024
+
+
+@contextlib.contextmanager
+def ray_application(arguments: Mapping[str, Any], *, name: str, prefix: str = "/") -> Iterator[RayApplication]:
+    """Serve for the time of a with block. Raises Unavailable with what Ray said when it does not start."""
+    temp = tempfile.mkdtemp(prefix="bv-", dir="/tmp")
+    http, grpc, metrics, *own = free_ports(5)
+    # A worker takes any port that is free, so these may be gone when the replica wants them: then it takes the next.
+    ranges = {"HTTP": own[0], "GRPC": own[1]}
+    environment = {
+        **os.environ,
+        **RAY_ENVIRONMENT,
+        "RAY_raylet_start_wait_time_s": "180",
+        # A proxy that has no core to start on within five seconds would be killed.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        **{f"RAY_SERVE_DIRECT_INGRESS_MIN_{which}_PORT": f"{port}" for which, port in ranges.items()},
+        **{f"RAY_SERVE_DIRECT_INGRESS_MAX_{which}_PORT": f"{port + 49}" for which, port in ranges.items()},
+        "BELVEDERE_CACHE": f"{temp}/cache",
+    }
+    given = {"temp": temp, "http": http, "grpc": grpc, "metrics": metrics, "name": name, "prefix": prefix}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(HOST), json.dumps({**given, "arguments": arguments})],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                log.seek(0)
+                raise Unavailable(f"Ray Serve did not start: {log.read()[-3000:]}")
+            yield RayApplication(process, name, json.loads(line), metrics)
+        finally:
+            _stop(process)
+            shutil.rmtree(temp, ignore_errors=True)
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End the host, and what is left of its session if it does not end in time."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(timeout=ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
+    process.stdout.close()
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
