@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from belvedere_serving.engines.preprocess import ImagePreprocessor, ImageRecipe, TextPreprocessor, TextRecipe
 from belvedere_serving.generation.decoder import Heads
+from belvedere_serving.server.admission import Lane
 from belvedere_serving.server.batching import BatchPolicy
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.head_models import EnginePlace, head_models
@@ -73,7 +73,7 @@ def writing_service(**changes: Any) -> InferenceService:
     config = ServerConfig.parse({**arguments, "engineDigest": "sha256:" + "0" * 64, **changes})
     executors = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
     policy = BatchPolicy(max_rows=4, wait_seconds=0.002, max_waiting_rows=64)
-    place = EnginePlace(executor=executors[0], preparing=executors[1], lane=asyncio.Lock(), policy=policy)
+    place = EnginePlace(executor=executors[0], preparing=executors[1], lane=Lane(), policy=policy)
     text = TextPreprocessor(heads.tokenizer.to_str(), TextRecipe(context_length=40))
     image = ImagePreprocessor(ImageRecipe(size=EDGE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     models = head_models(heads, text, image, config, NoMetrics(), place)  # type: ignore[arg-type]

@@ -146,13 +146,16 @@ class V2HttpApp:
     async def _infer(self, name: str, version: str, headers: Headers, receive: Receive) -> Answer:
         body = await self._body(headers, receive)
         length = headers.get(HEADER_LENGTH.encode())
-        (content, header_length), timing = await self._service.infer(
+        answering = self._service.infer(
             lambda: parse_infer_request(name, version, body, None if length is None else length.decode("latin-1")),
             render_infer_response,
             "http",
             timeout_seconds=timeout_of(headers.get(DEADLINE_HEADER)),
             carrier=_carrier(headers),
         )
+        # A text takes long enough for its client to go; watching costs more than a tower's whole run.
+        writes = self._service.has(name) and self._service.model(name).decoupled
+        (content, header_length), timing = await (while_listening(answering, receive) if writes else answering)
         told = (SERVER_TIMING.encode(), timing.header().encode())
         if header_length is None:
             return Answer(content, headers=(_JSON, told))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -33,9 +34,11 @@ class Recorded(NoMetrics):
         self.requests: list[tuple[str, str, str]] = []
         self.dropped: list[tuple[str, str]] = []
         self.batches: list[int] = []
+        self.counted = asyncio.Event()
 
     def count_request(self, model: str, protocol: str, code: str) -> None:
         self.requests.append((model, protocol, code))
+        self.counted.set()
 
     def count_dropped(self, model: str, why: str) -> None:
         self.dropped.append((model, why))

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import dataclasses
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import ModuleType
@@ -294,6 +295,36 @@ def all_free(made: service.InferenceService) -> asyncio.Event:
 
 # Drawn so wildly, a text hardly ever ends by itself.
 ENDLESS = {"seed": 4, "temperature": 10.0}
+
+
+@pytest.mark.parametrize("how", ["generate", "infer"])
+async def test_a_client_that_does_not_wait_for_the_whole_text_frees_its_blocks(
+    url: str, picture: bytes, made: service.InferenceService, all_free: asyncio.Event, recorded: Any, how: str
+) -> None:
+    begun, held = asyncio.Event(), threading.Event()
+    generator, loop = writer(made)._generator, asyncio.get_running_loop()
+    compute = generator.compute
+
+    def first_waits(plan: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        assert held.wait(60)
+        return compute(plan)
+
+    generator.compute = first_waits
+    body: dict[str, Any] = {"IMAGE": data_url(picture), **ENDLESS}
+    if how == "infer":
+        data = [base64.b64encode(picture).decode()]
+        image = {"name": "IMAGE", "datatype": "BYTES", "shape": [1], "data": data}
+        body = {"inputs": [{**image, "parameters": {"content_type": "base64"}}], "parameters": ENDLESS}
+    async with aiohttp.ClientSession() as session:
+        asking = asyncio.create_task(session.post(f"{url}/v2/models/caption/{how}", json=body))
+        await asyncio.wait_for(begun.wait(), 20)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await asyncio.wait_for(recorded.counted.wait(), 20)
+    assert recorded.requests == [("caption", "http", "CANCELLED")]
+    held.set()
+    await asyncio.wait_for(all_free.wait(), 20)
 
 
 async def test_a_client_that_leaves_an_event_stream_frees_its_blocks(
