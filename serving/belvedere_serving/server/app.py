@@ -24,7 +24,7 @@ class _V2Server:
     def __init__(self, arguments: dict[str, Any]) -> None:
         config = ServerConfig.parse(arguments)
         folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
-        engine = engine_cache.load(folder, threads=config.threads)
+        engine = engine_cache.load(folder, threads=config.threads, models=config.models)
         service.warm_up(engine, config.max_batch_size)
         labels = {"namespace": config.namespace, "service": config.service, "version": config.version}
         self._service = service.assemble(engine, config, RayMetrics(labels))

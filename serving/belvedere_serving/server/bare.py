@@ -78,7 +78,7 @@ async def serve_until_stopped(
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
-    engine = engine_cache.load(folder, threads=config.threads)
+    engine = engine_cache.load(folder, threads=config.threads, models=config.models)
     warm_up(engine, config.max_batch_size)
     async with serving(assemble(engine, config, NoMetrics()), http_port=http_port, grpc_port=grpc_port) as ports:
         started(*ports)

@@ -33,6 +33,8 @@ class ServerConfig(BaseModel):
     cache_block_size: Annotated[int, Field(ge=1, le=256)] = 16
     cache_precision: Literal["fp32", "int8"] = "fp32"
     feature_cache_mebibytes: Annotated[float, Field(ge=0, le=65536)] = 32
+    models: tuple[str, ...] = ()
+    """Which of the engine's models to serve; all without any. Several applications share an engine's models so."""
     plugins: str = ""
     """A folder; see docs/serving.md. Without one there are none."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class LoadedEngine:
     image: ImagePreprocessor
     heads: HeadPrograms | None = None
     """What sees both modalities; None where they never meet."""
+    towers: tuple[str, ...] = TOWERS
+    """Which towers are in memory."""
 
 
 def cache_folder() -> Path:
@@ -39,13 +42,15 @@ def fetch(artifacts: str, digest: str, cache: Path) -> Path:
     return ArtifactStore(artifacts).pull(digest, target)
 
 
-def load(folder: Path, *, threads: int) -> LoadedEngine:
-    """Return the engine in a folder."""
-    runtime = load_runtime(folder, TOWERS, threads=threads)
+def load(folder: Path, *, threads: int, models: Collection[str] = ()) -> LoadedEngine:
+    """Return the engine in a folder: what some models need of it, or all without any."""
+    towers = tuple(tower for tower in TOWERS if not models or tower in models)
+    runtime = load_runtime(folder, towers, threads=threads)
     recipe = Recipe.read(folder / "preprocess.json")
     return LoadedEngine(
         runtime=runtime,
         text=TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.text),
         image=ImagePreprocessor(recipe.image),
-        heads=onnx_heads(folder, threads=threads),
+        heads=onnx_heads(folder, threads=threads) if not models or set(models) - set(TOWERS) else None,
+        towers=towers,
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from belvedere_platform.errors import InvalidInput
 from belvedere_platform.protocol import (
     EMBED_IMAGE,
     EMBED_TEXT,
@@ -266,10 +267,11 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         max_waiting_rows=config.max_rows_waiting,
     )
     # Texts take microseconds; pictures may be large, so they are decoded off the event loop.
-    preparation: Mapping[str, tuple[Any, Executor | None]] = {
+    known: Mapping[str, tuple[Any, Executor | None]] = {
         EMBED_TEXT: (engine.text, None),
         EMBED_IMAGE: (engine.image, preparing),
     }
+    preparation = {tower: known[tower] for tower in engine.towers}
     counters = {tower: ModelStatistics() for tower in preparation}
     models: list[Model] = [
         ServedModel(
@@ -296,6 +298,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
     if engine.heads is not None:
         place = EnginePlace(executor=working, preparing=preparing, lane=lane, policy=policy)
         models += head_models(engine.heads, engine.text, engine.image, config, metrics, place)
+    models = chosen(models, config.models)
     told = {"namespace": config.namespace, "service": config.service, "version": config.version}
     service = InferenceService(
         models,
@@ -311,11 +314,24 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
     return service
 
 
+def chosen(models: Sequence[Model], names: Sequence[str]) -> list[Model]:
+    """Return the models of these names, all without any. Raises InvalidInput for one that the engine has not."""
+    there = {model.name: model for model in models}
+    if missing := [name for name in names if name not in there]:
+        raise InvalidInput(
+            f"argument models names {missing[0]!r}; this engine has {', '.join(there) or 'none of them'}"
+        )
+    return [there[name] for name in names or there]
+
+
 def warm_up(engine: LoadedEngine, max_batch_size: int) -> None:
     """Run each tower once alone and once full, so that no client pays for first allocations."""
-    white = engine.image.blank()
+    inputs: Mapping[str, Callable[[int], npt.NDArray[Any]]] = {
+        EMBED_TEXT: lambda rows: engine.text([b""] * rows),
+        EMBED_IMAGE: lambda rows: engine.image.blank().repeat(rows, axis=0),
+    }
     for rows in (1, max_batch_size):
-        engine.runtime.run(EMBED_TEXT, {TOWER_INPUT[EMBED_TEXT]: engine.text([b""] * rows)})
-        engine.runtime.run(EMBED_IMAGE, {TOWER_INPUT[EMBED_IMAGE]: white.repeat(rows, axis=0)})
+        for tower in engine.towers:
+            engine.runtime.run(tower, {TOWER_INPUT[tower]: inputs[tower](rows)})
     if engine.heads is not None:
         warm_up_heads(engine.heads, engine.image, engine.text)
