@@ -300,16 +300,29 @@ def test_no_replica_was_harmed(server: Server) -> None:
 
 
 def test_what_was_served_is_counted(server: Server) -> None:
-    """Ray exports once in a while, so this waits for the next export, and for no longer than a minute."""
+    """Ray exports once in a while, and not all at once: this waits until all is there, for no longer than a minute."""
     import time
 
-    deadline, text = time.monotonic() + 60, ""
-    while "belvedere_server_errors_total" not in text and time.monotonic() < deadline:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=20) as answer:
-            text = answer.read().decode()
+    deadline = time.monotonic() + 60
+    while missing := _uncounted(server):
+        assert time.monotonic() < deadline, missing
         time.sleep(0.5)
+
+
+def _uncounted(server: Server) -> list[str]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
     lines = [line for line in text.splitlines() if line.startswith("ray_belvedere_server_")]
-    counted = [line for line in lines if line.startswith("ray_belvedere_server_requests_total{")]
-    assert any('code="OK"' in line and 'protocol="grpc"' in line and 'version="v1"' in line for line in counted)
-    for name in ("errors_total", "queue_length", "batch_size_count", "model_seconds_sum", "queue_seconds_count"):
-        assert any(line.startswith(f"ray_belvedere_server_{name}{{") for line in lines), name
+    names = (
+        "requests_total",
+        "errors_total",
+        "queue_length",
+        "batch_size_count",
+        "model_seconds_sum",
+        "queue_seconds_count",
+    )
+    missing = [name for name in names if not any(line.startswith(f"ray_belvedere_server_{name}{{") for line in lines)]
+    wanted = ('code="OK"', 'protocol="grpc"', 'version="v1"')
+    if not any("requests_total{" in line and all(label in line for label in wanted) for line in lines):
+        missing.append(f"requests_total with {', '.join(wanted)}")
+    return missing
