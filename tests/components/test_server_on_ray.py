@@ -5,13 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import importlib.util
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -30,57 +23,23 @@ from tritonclient.utils import InferenceServerException
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
-from conformance import Target, all_checks
+from conformance import Target, all_checks, other_clients
+from ray_application import RayApplication, ray_application
 
 pytestmark = pytest.mark.slow
 
 PREFIX = "/default.emoji-v1"
-HOST = """
-import json, sys
-import ray
-from ray import serve
-from ray.serve.config import gRPCOptions
-
-given = json.loads(sys.argv[1])
-ray.init(_temp_dir=given["temp"], num_cpus=4, include_dashboard=False, object_store_memory=100_000_000,
-         log_to_driver=False, logging_level="ERROR", _metrics_export_port=given["metrics"])
-serve.start(http_options={"host": "127.0.0.1", "port": given["http"]},
-            grpc_options=gRPCOptions(port=given["grpc"], grpc_servicer_functions=[
-                "belvedere_serving.server.grpc_service.add_to_server"]))
-from belvedere_serving.server.app import build
-serve.run(build(given["args"]), name="default.emoji-v1", route_prefix=given["prefix"])
-from ray.serve.context import _get_global_client
-groups = ray.get(_get_global_client()._controller.get_target_groups.remote())
-addresses = {str(group.protocol.value).lower(): [target.port for target in group.targets] for group in groups}
-
-def replicas():
-    status = serve.status().applications["default.emoji-v1"].deployments["V2Server"]
-    return {str(state): number for state, number in status.replica_states.items()}
-
-print(json.dumps(addresses), flush=True)
-for line in sys.stdin:
-    print(json.dumps(replicas()), flush=True)
-serve.shutdown()
-ray.shutdown()
-"""
 
 
 class Server:
-    """A replica behind its own ports."""
+    """A replica and its clients."""
 
-    def __init__(self, process: subprocess.Popen[str], http: int, grpc: int, metrics: int) -> None:
-        self.process, self.http, self.grpc, self.metrics = process, http, grpc, metrics
+    def __init__(self, replica: RayApplication) -> None:
+        self.replica = replica
+        self.http, self.grpc, self.metrics = replica.http, replica.grpc, replica.metrics
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.http}{PREFIX}{path}"
-
-    def replica_states(self) -> dict[str, int]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        states: dict[str, int] = json.loads(self.process.stdout.readline())
-        return states
 
     def infer(self, protocol: str, model: str, name: str, values: list[bytes]) -> np.ndarray:
         if protocol == "http":
@@ -144,62 +103,10 @@ def expected(
 
 @pytest.fixture(scope="module")
 def server(built: tuple[ArtifactStore, str, str]) -> Iterator[Server]:
-    temp = tempfile.mkdtemp(prefix="bv-srv-", dir="/tmp")
-    base = random.randrange(20_000, 29_000)
-    arguments = {"service": "emoji", "namespace": "default", "model": "stand-in", "version": "v1"}
+    arguments: dict[str, Any] = {"service": "emoji", "namespace": "default", "model": "stand-in", "version": "v1"}
     arguments |= {"engineDigest": built[2], "artifacts": built[0].url, "maxBatchSize": 8}
-    given = {"temp": temp, "http": base, "grpc": base + 1, "metrics": base + 2, "prefix": PREFIX, "args": arguments}
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "180",
-        "RAY_worker_niceness": "0",
-        # A proxy that has no core to start on within five seconds would be killed.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base + 100),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + 199),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + 200),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + 299),
-        "BELVEDERE_CACHE": f"{temp}/cache",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOST, json.dumps(given)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            _, errors = process.communicate(timeout=30)
-            pytest.fail(f"Ray Serve did not start: {errors[-3000:]}")
-        addresses = json.loads(line)
-        yield Server(process, addresses["http"][0], addresses["grpc"][0], base + 2)
-    finally:
-        stop(process)
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    """End the host, and what is left of its session if it does not end in time."""
-    assert process.stdin is not None
-    process.stdin.close()
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    with ray_application(arguments, name=PREFIX.strip("/"), prefix=PREFIX) as replica:
+        yield Server(replica)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -277,15 +184,22 @@ def test_probes_answer_below_the_prefix(server: Server) -> None:
 
 @all_checks
 def test_v2(check: Callable[[Target], None], server: Server, stand_in: ModuleType) -> None:
-    check(
-        Target(
-            http=f"127.0.0.1:{server.http}{PREFIX}",
-            grpc=f"127.0.0.1:{server.grpc}",
-            version="v1",
-            dimension=stand_in.EMBEDDING_SIZE,
-            picture=stand_in.picture((9, 9, 9), 4),
-            breaking_text=b"red flag",
-        )
+    check(target_of(server, stand_in))
+
+
+@other_clients
+def test_other_clients(check: Callable[[Target], None], server: Server, stand_in: ModuleType) -> None:
+    check(target_of(server, stand_in))
+
+
+def target_of(server: Server, stand_in: ModuleType) -> Target:
+    return Target(
+        http=f"127.0.0.1:{server.http}{PREFIX}",
+        grpc=f"127.0.0.1:{server.grpc}",
+        version="v1",
+        dimension=stand_in.EMBEDDING_SIZE,
+        picture=stand_in.picture((9, 9, 9), 4),
+        breaking_text=b"red flag",
     )
 
 
@@ -296,7 +210,7 @@ def test_services_are_found_by_reflection(server: Server) -> None:
 
 
 def test_no_replica_was_harmed(server: Server) -> None:
-    assert server.replica_states() == {"RUNNING": 1}
+    assert server.replica.replica_states() == {"RUNNING": 1}
 
 
 def test_what_was_served_is_counted(server: Server) -> None:

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_repository
-from conformance import Target, all_checks, counted, infer
+from conformance import Target, all_checks, counted, infer, other_clients
 from triton_process import TritonProcess, find_or_skip, free_ports, start_triton, triton_folder, wait_ready
 
 pytestmark = pytest.mark.slow
@@ -63,6 +63,8 @@ def target_of(running: TritonProcess, tiny: ModuleType) -> Target:
         picture=tiny.picture(),
         breaking_text=b"a broken apple",
         broken_json=500,
+        says_ready=False,
+        reflects=False,
     )
 
 
@@ -73,6 +75,12 @@ def target(triton: TritonProcess, tiny: ModuleType) -> Target:
 
 @all_checks
 def test_v2(check: object, target: Target) -> None:
+    assert callable(check)
+    check(target)
+
+
+@other_clients
+def test_other_clients(check: object, target: Target) -> None:
     assert callable(check)
     check(target)
 

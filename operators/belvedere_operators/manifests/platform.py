@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from belvedere_operators.alerts.alertmanager import alertmanager_config
-from belvedere_operators.manifests.rayservice import SLOT
+from belvedere_operators.manifests.rayservice import INGRESS_ENVIRONMENT, SLOT
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import CONFIG_MAP, DEPLOYMENT, SECRET
 
@@ -26,7 +26,7 @@ RAY_ENVIRONMENT: Mapping[str, str] = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    **INGRESS_ENVIRONMENT,
     "RAY_SERVE_DEFAULT_HTTP_HOST": "127.0.0.1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # Two logical CPUs for each real one would otherwise make every worker start a thread pool of its own.
