@@ -24,10 +24,20 @@ OWN_IMAGE = "docker.io/library/belvedere:dev"
 READY_WITHIN_SECONDS = 240
 
 
+def cached_tools() -> Path:
+    """Return where `make setup` and `make triton` put programs."""
+    cache = Path(os.environ.get("BELVEDERE_CACHE") or Path.home() / ".cache" / "belvedere")
+    return cache / "tools"
+
+
 def alertmanager() -> Path:
     """Return the Alertmanager that `make setup` unpacked."""
-    cache = Path(os.environ.get("BELVEDERE_CACHE") or Path.home() / ".cache" / "belvedere")
-    return cache / "tools" / "prometheus" / "usr" / "bin" / "prometheus-alertmanager"
+    return cached_tools() / "prometheus" / "usr" / "bin" / "prometheus-alertmanager"
+
+
+def triton() -> Path:
+    """Return the folder of the Triton that `make triton` set up, if it did."""
+    return cached_tools() / "triton"
 
 
 def monitoring_versions(tools: Tools) -> dict[str, str]:
@@ -83,6 +93,8 @@ def own_image(checkout: Path) -> Image:
             # The checkout can't be written to, so nothing compiled could be kept.
             "PYTHONDONTWRITEBYTECODE": "1",
             "BELVEDERE_CHECKOUT": str(checkout),
+            # Used when it is there, as it is in the vendor's image on other clusters.
+            "BELVEDERE_TRITON": str(triton()),
         },
     )
 

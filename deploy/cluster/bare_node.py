@@ -111,7 +111,7 @@ class BareNode(Instance):
         """Start it in an empty directory."""
         check_machine()
         images = addons.images(ROOT, self._tools)
-        shared = shared_folders(ROOT)
+        shared = shared_folders(ROOT, addons.triton())
         self.claim(f"{self.name}\n")
         self.directory.chmod(0o711)
         for folder in (self.folders.logs, self.folders.config, self.folders.state):

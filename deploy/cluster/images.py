@@ -43,9 +43,9 @@ class Image:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def shared_folders(checkout: Path) -> list[Path]:
+def shared_folders(checkout: Path, triton: Path) -> list[Path]:
     """Return the folders of the machine that every container sees. Raises InvalidInput for one that pods would cover."""
-    wanted = [Path("/usr"), Path("/etc/alternatives"), Path(sys.base_prefix), checkout, Path(sys.prefix)]
+    wanted = [Path("/usr"), Path("/etc/alternatives"), Path(sys.base_prefix), checkout, Path(sys.prefix), triton]
     folders: list[Path] = []
     for folder in (each.resolve() for each in wanted if each.exists()):
         if any(folder.is_relative_to(covered) for covered in COVERED_BY_PODS):

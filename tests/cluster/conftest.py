@@ -6,6 +6,7 @@ namespace that is kept: a test that is run again there goes on with what an earl
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -141,3 +142,11 @@ def candidate(release: Release, version: str) -> str:
     name = "shapes-v2"
     imported(release, f"models/{version}", name)
     return name
+
+
+@pytest.fixture
+def triton(node: Path) -> None:
+    """Skips where the image of the models has no Triton: that of the bare node has the one that was set up here, if any."""
+    plan = json.loads((node / "config" / "containers.json").read_text())
+    if not any(Path(mount["source"], "ready").is_file() for mount in plan["mounts"] if mount["type"] == "bind"):
+        pytest.skip("there is no Triton: make triton")

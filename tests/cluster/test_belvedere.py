@@ -69,6 +69,30 @@ def test_a_bad_candidate_is_reverted(release: Release, version: str, service: st
     release.apply(model_service(stable))
 
 
+def test_triton_pods_answer_as_rays_do(
+    release: Release, version: str, candidate: str, service: str, triton: None
+) -> None:
+    name = "shapes-triton"
+    release.apply(model_service(version, name=name, backend="triton"))
+    release.wait("modelservice", name, "condition=Ready", 300)
+    texts = ("a red circle", "a blue square")
+    with gateway(release) as address:
+        of_ray, _ = embed(address, *texts)
+        of_triton, by = embed(address, *texts, service=f"{release.namespace}/{name}")
+        assert by == version
+        np.testing.assert_allclose((of_ray * of_triton).sum(axis=1), 1, atol=1e-3)
+        release.apply(model_service(candidate, name=name, backend="triton"))
+        release.wait("modelservice", name, f"jsonpath={{.status.candidate.version}}={candidate}", 120)
+        release.belvedere("rollout", "promote", name, "--timeout=180")
+        release.wait("modelservice", name, f"jsonpath={{.status.stable.version}}={candidate}", 300)
+        release.wait("deployment", f"{name}-{version}", "delete", 120)
+        _, by = embed(address, *texts, service=f"{release.namespace}/{name}")
+    assert by == candidate
+    assert "Promote" in release.belvedere("rollout", "history", name)
+    release.cluster.kubectl("delete", "modelservice", name, "-n", release.namespace, "--timeout=120s")
+    release.wait("deployment", f"{name}-{candidate}", "delete", 120)
+
+
 def test_it_scales_out_and_in(release: Release, service: str) -> None:
     for replicas in (2, 1):
         release.scale(service, replicas)

@@ -24,12 +24,6 @@ UNUSED: set[Right] = {
     *(("belvedere.dev", f"{plural}/finalizers", "update") for plural in ("engines", "modelservices")),
     ("ray.io", "rayservices/finalizers", "update"),
     ("apps", "deployments/finalizers", "update"),
-    # Triton's, which this story does not start: tests/helm does.
-    *(
-        (group, kind, verb)
-        for group, kind in (("apps", "deployments"), ("", "services"))
-        for verb in ("create", "patch", "delete")
-    ),
     # Of what a service may ask for, or ask for no more: tests/helm does.
     *(("autoscaling", "horizontalpodautoscalers", verb) for verb in ("create", "patch", "delete")),
     ("policy", "poddisruptionbudgets", "delete"),

@@ -79,14 +79,14 @@ def test_containers_share_no_folder_twice(tmp_path: Path, monkeypatch: pytest.Mo
     checkout = Path("/usr/share")
     monkeypatch.setattr(sys, "prefix", "/usr/share/environment")
     monkeypatch.setattr(sys, "base_prefix", "/usr")
-    assert shared_folders(checkout) == [
+    assert shared_folders(checkout, tmp_path / "absent") == [
         folder for folder in (Path("/usr"), Path("/etc/alternatives")) if folder.exists()
     ]
 
 
 def test_a_checkout_that_pods_would_cover_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"^/tmp is needed in every container"):
-        shared_folders(Path("/tmp"))
+        shared_folders(Path("/tmp"), Path("/usr"))
 
 
 def test_shared_folders_are_read_only_and_the_rest_of_the_container_is_kept() -> None:
