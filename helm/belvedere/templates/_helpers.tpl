@@ -182,7 +182,7 @@ Call with (list $ .Values.operator.pod); gives YAML that fromYaml reads.
 {{ toYaml $defaults }}
 {{- end -}}
 
-{{/* Who may reach the pods that serve models, by what they are: NetworkPolicyPeers. */}}
+{{/* Who may reach the pods that train and serve, by what they are: NetworkPolicyPeers. */}}
 {{- define "belvedere.models.networkPeers" -}}
 {{- $root := . -}}
 {{- $here := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}

@@ -82,7 +82,7 @@ def _budget(context: click.Context, parameter: click.Parameter, given: str | Non
 @click.option(
     "--network-peers",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="YAML file with who may reach the pods that serve: gateway, operator, kuberay, monitoring (docs/cluster.md). "
+    help="YAML file with who may reach the pods of children: gateway, operator, kuberay, monitoring (docs/cluster.md). "
     "[default: everybody]",
 )
 @click.option("--instance", default="cluster", show_default=True, help="Id of this installation.")

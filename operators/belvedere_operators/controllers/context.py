@@ -54,7 +54,7 @@ class Settings:
     """What the installation says of the pods of children."""
 
     network_peers: NetworkPeers | None = None
-    """Who may reach the pods that serve; None for everybody."""
+    """Who may reach the pods of children; None for everybody."""
 
     toolchain: Mapping[str, str] = field(default_factory=lambda: installed_toolchain())
     """Versions of what builds engines; part of an engine's key, so that another toolchain builds anew."""

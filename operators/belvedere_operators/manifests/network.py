@@ -1,4 +1,4 @@
-"""The NetworkPolicy of a ModelService's pods: Ray's dashboard starts whatever it is told to, so few may reach it. Pure."""
+"""NetworkPolicies of pods that serve and train: Ray's dashboard starts whatever it is told to, so few may reach it. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from belvedere_operators.manifests.installation_file import read_installation_file
-from belvedere_operators.manifests.ownership import SERVICE_LABEL, child_metadata, service_labels
+from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL, child_metadata, service_labels
 from belvedere_operators.manifests.raycluster import DASHBOARD_PORT
+from belvedere_operators.manifests.rayjob import RUN_LABEL
 from belvedere_platform.resources.base import Part
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import NETWORK_POLICY
@@ -35,19 +36,33 @@ def read_network_peers(path: Path) -> NetworkPeers:
 
 
 def network_policy(owner: Manifest, peers: NetworkPeers) -> Manifest:
-    """Return the policy: the pods of one service reach each other, and of all others only the peers reach them."""
+    """Return the policy of a service: its pods reach each other, and of all others only the peers reach them."""
     service = owner["metadata"]["name"]
-    own = {"podSelector": {"matchLabels": {SERVICE_LABEL: service}}}
+    metadata = child_metadata(owner, f"{service}-replicas", service_labels(service))
+    return _policy(metadata, {SERVICE_LABEL: service}, peers, callers=peers.gateway, askers=peers.operator)
+
+
+def training_policy(owner: Manifest, peers: NetworkPeers) -> Manifest:
+    """Return the policy of a run: its pods answer nobody's requests, and the operator asks Prometheus about them."""
+    run = owner["metadata"]["name"]
+    metadata = child_metadata(owner, f"{run}-training", {RUN_LABEL: run, **MANAGED_BY})
+    return _policy(metadata, {RUN_LABEL: run}, peers, callers=(), askers=())
+
+
+def _policy(
+    metadata: Manifest, labels: dict[str, str], peers: NetworkPeers, *, callers: Peers, askers: Peers
+) -> Manifest:
+    own = {"podSelector": {"matchLabels": labels}}
     rules = (
-        _from((own, *peers.gateway, *peers.kuberay)),
-        _from(peers.operator, DASHBOARD_PORT),
+        _from((own, *callers, *peers.kuberay)),
+        _from(askers, DASHBOARD_PORT),
         # By name, since Ray and Triton have their metrics on different ports.
         _from(peers.monitoring, "metrics"),
     )
     return {
         "apiVersion": NETWORK_POLICY.api_version,
         "kind": NETWORK_POLICY.kind,
-        "metadata": child_metadata(owner, f"{service}-replicas", service_labels(service)),
+        "metadata": metadata,
         "spec": {
             "podSelector": own["podSelector"],
             "policyTypes": ["Ingress"],

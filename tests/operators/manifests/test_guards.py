@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from belvedere_operators.manifests.autoscaler import autoscaler
-from belvedere_operators.manifests.network import NetworkPeers, network_policy, read_network_peers
+from belvedere_operators.manifests.network import NetworkPeers, network_policy, read_network_peers, training_policy
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources import ModelService
 
@@ -29,6 +29,18 @@ def test_only_the_service_itself_and_the_peers_reach_its_pods(owner: Any) -> Non
     assert spec["ingress"] == [
         {"from": [OWN, GATEWAY, KUBERAY]},
         {"from": [OPERATOR], "ports": [{"port": 8265, "protocol": "TCP"}]},
+        {"from": [PROMETHEUS], "ports": [{"port": "metrics", "protocol": "TCP"}]},
+    ]
+
+
+def test_of_pods_that_train_nobody_but_kuberay_and_monitoring_asks_anything() -> None:
+    run = {"apiVersion": "belvedere.dev/v1alpha1", "kind": "TrainingRun"}
+    made = training_policy({**run, "metadata": {"name": "clip", "namespace": "shop", "uid": "u-2"}}, PEERS)
+    own = {"podSelector": {"matchLabels": {"belvedere.dev/training-run": "clip"}}}
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "u-2"
+    assert made["spec"]["podSelector"] == own["podSelector"]
+    assert made["spec"]["ingress"] == [
+        {"from": [own, KUBERAY]},
         {"from": [PROMETHEUS], "ports": [{"port": "metrics", "protocol": "TCP"}]},
     ]
 

@@ -9,11 +9,12 @@ from belvedere_operators.controllers.status import Happening
 from belvedere_operators.controllers.trainingrun.outcome import Outcome
 from belvedere_operators.controllers.trainingrun.state import Attempt, State, Trained, run_tag
 from belvedere_operators.controllers.trainingrun.status import happenings_of, status_of
+from belvedere_operators.manifests.network import training_policy
 from belvedere_operators.manifests.rayjob import accelerators_of, ray_job
 from belvedere_operators.runtime import Failure, first_failure
 from belvedere_platform.resources.training_run import GateResult, TrainingRunStatus
 from belvedere_platform.store import Manifest
-from belvedere_platform.store.kinds import MODEL_VERSION
+from belvedere_platform.store.kinds import MODEL_VERSION, TRAINING_RUN
 
 LOOK_AGAIN_SECONDS = 10.0
 RETRY_BASE_SECONDS = 5.0
@@ -165,7 +166,7 @@ def _launch(state: State, attempt: Attempt, message: str) -> Outcome:
         reason="Suspended" if suspended else "Pending",
         message="spec.suspend is true" if suspended else message,
         attempt=attempt.number,
-        children=(_job(state, attempt),),
+        children=(*_guard(state), _job(state, attempt)),
         after_seconds=state.look_seconds,
     )
 
@@ -311,6 +312,14 @@ def model_version(state: State, last: Attempt, trained: Trained) -> Manifest:
             "metrics": dict(sorted(trained.metrics.items())),
         },
     }
+
+
+def _guard(state: State) -> tuple[Manifest, ...]:
+    """Return what stands before the pods do: who may reach them."""
+    if state.network_peers is None:
+        return ()
+    owner = {"apiVersion": TRAINING_RUN.api_version, "kind": TRAINING_RUN.kind, "metadata": state.metadata}
+    return (training_policy(owner, state.network_peers),)
 
 
 def _job(state: State, attempt: Attempt) -> Manifest:

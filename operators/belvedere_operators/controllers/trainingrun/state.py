@@ -16,6 +16,7 @@ from belvedere_operators.controllers.trainingrun.accelerators import (
     accelerators_for,
 )
 from belvedere_operators.controllers.trainingrun.progress import ProgressBoard, Reading
+from belvedere_operators.manifests.network import NetworkPeers
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.rayjob import (
     ATTEMPT_ANNOTATION,
@@ -93,6 +94,7 @@ class State:
     run: TrainingRun
     now: datetime
     pods: PodSettings
+    network_peers: NetworkPeers | None = None
     data_digest: str | None = None
     parent: Parent | None = None
     published: Published | None = None
@@ -146,6 +148,7 @@ async def gather(context: Context, board: ProgressBoard, key: Key) -> tuple[Mani
         run=run,
         now=context.clock(),
         pods=context.settings.pods,
+        network_peers=context.settings.network_peers,
         data_digest=await asyncio.to_thread(_data_digest, context.artifacts, run.spec.data.dataset) if begins else None,
         parent=await _parent(context, run, key) if begins else None,
         published=await _published(context, run, key),

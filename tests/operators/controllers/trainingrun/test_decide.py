@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from belvedere_operators.controllers.trainingrun.accelerators import Accelerators, held_by_server, offered_by_node
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
 from belvedere_operators.controllers.trainingrun.state import Attempt, Parent, Published, State, Trained
+from belvedere_operators.manifests.network import NetworkPeers
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_platform.resources.training_run import TrainingRun, TrainingRunStatus
 
@@ -175,6 +176,11 @@ def test_rules_that_hold_for_every_state(given_state: State) -> None:
     settled = replace(given_state, run=given_state.run.model_copy(update={"status": decision.status}))
     again = decide(settled).status
     assert (again.phase, again.attempt) == (decision.status.phase, decision.status.attempt)
+
+
+def test_the_pods_of_a_run_are_guarded_before_they_are_there() -> None:
+    decision = decide(replace(state(), network_peers=NetworkPeers()))
+    assert [child["kind"] for child in decision.children] == ["NetworkPolicy", "RayJob"]
 
 
 GPU = {"resources": {"limits": {"nvidia.com/gpu": "2"}}}
