@@ -41,7 +41,9 @@ def rows(kubeconfig: Path, folder: Path) -> list[Row]:
         "BELVEDERE_TEST_KUBECONFIG": str(kubeconfig),
         "BELVEDERE_BENCH_CHANGES": str(NUM_CHANGES),
     }
-    words = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *map(str, TESTS)]
+    # Of pytest's two forms of report only the older one has properties of single tests.
+    form = ("-o", "junit_family=xunit1", f"--junitxml={report}")
+    words = [sys.executable, "-m", "pytest", "-q", *form, *map(str, TESTS)]
     with (folder / "tests.log").open("wb") as log:
         try:
             subprocess.run(words, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=PATIENCE_SECONDS)
