@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 NEWEST, NEWEST_SLOWER = 0.25, 0.5
 """How much of an estimate the newest observation makes up. Bad news counts for more: to let in too many costs answers."""
+CROWD, TURN_SECONDS = 32, 0.02
+"""From how many requests at once, and how long a turn of the event loop, a server is too busy to read another."""
 RESERVE = 1.2
 """By how much the expected time is taken for longer than it is: runs differ, and a late answer is work for nothing."""
 
@@ -50,6 +54,33 @@ class Lag:
     def observe(self, seconds: float) -> None:
         """Learn from one wait: a longer one at once, shorter ones little by little."""
         self.seconds = max(seconds, self.seconds + NEWEST * (seconds - self.seconds))
+
+
+class Turns:
+    """How long the event loop takes to give everybody who is ready a turn. A request needs about ten of them until it is answered.
+
+    Reading, parsing and refusing take time too: where more requests come than can even be refused, each turn is longer than
+    the one before, and what was let in waits in no queue of ours, but for its turns.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = 0.0
+        self._clock = clock
+        self._measuring = False
+
+    def look(self) -> None:
+        """Measure one turn from now on, unless one is being measured."""
+        if not self._measuring:
+            self._measuring = True
+            asyncio.get_running_loop().call_soon(self._ended, self._clock())
+
+    def _ended(self, since: float) -> None:
+        self._measuring = False
+        self.seconds = self._clock() - since
+
+    def too_long(self, inside: int) -> bool:
+        """Say whether one more request, beside those that are inside, would only make the turns longer for all."""
+        return inside >= CROWD and self.seconds > TURN_SECONDS
 
 
 class Waiting(Protocol):

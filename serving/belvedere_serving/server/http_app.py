@@ -18,6 +18,7 @@ from belvedere_platform.protocol.http_messages import (
     render_infer_response,
 )
 from belvedere_serving.server import chat_api, describe, generate_api, openai_api
+from belvedere_serving.server.admission import Turns
 from belvedere_serving.server.event_stream import EventStream, while_listening
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import SERVER_TIMING
@@ -49,6 +50,8 @@ class V2HttpApp:
     def __init__(self, service: InferenceService, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._service = service
         self._max_body_bytes = max_body_bytes
+        self._turns = Turns()
+        self._inside = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or follow the server's lifespan."""
@@ -57,10 +60,14 @@ class V2HttpApp:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"V2 is not spoken over {scope['type']}")
+        self._turns.look()
+        self._inside += 1
         try:
             answer = await self._answer(scope, receive)
         except V2Error as error:
             answer = failed(error)
+        finally:
+            self._inside -= 1
         if isinstance(answer, EventStream):
             await answer.send(receive, send)
             return
@@ -144,6 +151,9 @@ class V2HttpApp:
         return data_answer(said)
 
     async def _infer(self, name: str, version: str, headers: Headers, receive: Receive) -> Answer:
+        if self._turns.too_long(self._inside - 1):
+            self._service.count_refused("http")
+            raise V2Error(Reason.RESOURCE_EXHAUSTED, "the server is too busy; try again later", retry_after_seconds=1)
         body = await self._body(headers, receive)
         length = headers.get(HEADER_LENGTH.encode())
         answering = self._service.infer(

@@ -239,6 +239,11 @@ class InferenceService:
             if since is not None and self._clock() - since > STUCK_SECONDS:
                 raise RuntimeError(f"model '{model.name}' has been running one batch for {STUCK_SECONDS:.0f} s")
 
+    def count_refused(self, protocol: str) -> None:
+        """Count a request that was refused before it was read."""
+        self._metrics.count_dropped("unknown", "busy")
+        self._metrics.count_request("unknown", protocol, Reason.RESOURCE_EXHAUSTED.name)
+
     async def close(self) -> None:
         """Stop taking requests and end the workers."""
         self._closing = True
