@@ -78,9 +78,12 @@ class Transport:
         try:
             response = await self._send(method, path, query, headers, body, limits)
             async with response:
-                if response.status >= 400:
-                    raise refusal(response.status, await response.read(), path)
-                yield response
+                try:
+                    if response.status >= 400:
+                        raise refusal(response.status, await response.read(), path)
+                    yield response
+                finally:
+                    _hang_up(response)
         except (aiohttp.ClientError, TimeoutError) as error:
             reason = str(error) or "no answer in time"
             raise Unavailable(f"the API server does not answer {method} {path}: {reason}") from error
@@ -202,6 +205,15 @@ def _readable(causes: Sequence[Mapping[str, Any]]) -> list[str]:
         if "some validation rules were not checked" not in message:
             sentences.append(f"{field}: {message}" if field else message)
     return sentences
+
+
+def _hang_up(response: aiohttp.ClientResponse) -> None:
+    """End the connection of an answer that was not read to its end, such as a watch's.
+
+    aiohttp would say good-bye by TLS and forget it; a loop that ends before the server's answer then leaves it open.
+    """
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:
