@@ -22,7 +22,7 @@ case ${1:-}-$choice in
     python "$here/bare_node.py" down --directory "$directory" ;;
   test-* | short-*)
     chosen=()
-    [ "$1" = test ] || chosen=(-k "(test_belvedere and not candidate and not triton and not scales) or nothing_left or rights_in_use")
+    [ "$1" = test ] || chosen=(-k "(test_belvedere and not candidate and not triton and not scales) or nothing_left or (rights_in_use and not whole_story)")
     if [ -z "${BELVEDERE_TEST_KUBECONFIG:-}" ]; then
       if [ "$choice" = kind ]; then
         BELVEDERE_TEST_KUBECONFIG=$("$here/../kind/kind.sh" up "$directory-kind")

@@ -8,7 +8,8 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Release:
 
     cluster: Cluster
     namespace: str
+    uninstalled: list[datetime] = field(default_factory=list)
+    """When Helm began to take it away."""
 
     def apply(self, *manifests: dict[str, Any]) -> None:
         self.cluster.apply(*manifests, namespace=self.namespace)
@@ -59,6 +62,10 @@ class Release:
         """Return what there is of some kinds, but for what Kubernetes itself puts into every namespace."""
         found = self.cluster.kubectl("get", kinds, "-n", self.namespace, "-o", "name", "--ignore-not-found").split()
         return {name for name in found if name != "configmap/kube-root-ca.crt"}
+
+    def uninstall(self) -> None:
+        self.uninstalled.append(datetime.now(UTC))
+        self.helm("uninstall", "belvedere", "--wait", "--timeout=5m")
 
     def helm(self, *arguments: str) -> str:
         command = ["helm", f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}", *arguments]

@@ -26,7 +26,7 @@ def test_what_is_deleted_leaves_nothing(release: Release, service: str) -> None:
         release.cluster.kubectl("delete", kind, "importer", "-n", release.namespace, "--ignore-not-found")
     release.cluster.kubectl("delete", "jobs", "--all", "-n", release.namespace, "--timeout=300s")
     assert release.names(OUR_KINDS) == set()
-    release.helm("uninstall", "belvedere", "--wait", "--timeout=5m")
+    release.uninstall()
     for kind in ("pods", "rayclusters"):
         release.cluster.kubectl("wait", kind, "--all", "--for=delete", "-n", release.namespace, "--timeout=300s")
     assert release.names(CHILDREN) == KEPT

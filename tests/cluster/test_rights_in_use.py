@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ UNUSED: set[Right] = {
 }
 
 
-def asked(log: Path, user: str) -> Iterator[tuple[Right, int]]:
-    """Give each request of a user as the right that it needs, with the answer's code."""
+def asked(log: Path, user: str, until: datetime | None) -> Iterator[tuple[Right, int]]:
+    """Give each request of a user, up to a moment, as the right that it needs, with the answer's code."""
     for line in log.read_text().splitlines():
         event: dict[str, Any] = json.loads(line)
         what = event.get("objectRef")
         if event["user"]["username"] != user or what is None:
+            continue
+        if until is not None and datetime.fromisoformat(event["requestReceivedTimestamp"]) >= until:
             continue
         resource = "/".join(filter(None, (what["resource"], what.get("subresource"))))
         code = int(event.get("responseStatus", {}).get("code", 0))
@@ -67,12 +70,9 @@ def granted(release: Release, component: str) -> set[Right]:
 
 
 def used(release: Release, node: Path, component: str) -> list[tuple[Right, int]]:
-    """Return what a component asked, up to the end of its roles: Helm takes these away before the pods have ended."""
+    """Return what a component asked until Helm took away its roles, which it does before the pods have ended."""
     user = f"system:serviceaccount:{release.namespace}:belvedere-{component}"
-    requests = list(asked(node / "logs" / "audit.log", user))
-    while requests and requests[-1][1] == 403:
-        requests.pop()
-    return requests
+    return list(asked(node / "logs" / "audit.log", user, min(release.uninstalled, default=None)))
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
