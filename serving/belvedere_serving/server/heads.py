@@ -224,7 +224,7 @@ class WritingModel(Head):
         parameters = WritingParameters.read(request.parameters)
         pictures, prompts = self._read(request, deadline)
         tasks = [
-            asyncio.ensure_future(self._whole(prompt, picture, parameters, row, deadline, timing))
+            asyncio.ensure_future(joined(self._parts(prompt, picture, parameters, row, deadline, timing)))
             for row, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
         ]
         try:
@@ -235,18 +235,6 @@ class WritingModel(Head):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return self.answer(request, Tensor.of_bytes(TEXT, [text.encode() for text in texts]))
-
-    async def _whole(
-        self,
-        prompt: tuple[int, ...],
-        picture: bytes,
-        parameters: WritingParameters,
-        row: int,
-        deadline: float,
-        timing: Timing,
-    ) -> str:
-        parts = [part async for part, _, _ in self._parts(prompt, picture, parameters, row, deadline, timing)]
-        return "".join(parts)
 
     async def stream(self, request: InferRequest, deadline: float, timing: Timing) -> AsyncGenerator[InferResponse]:
         """Return the text of one picture in parts as they are written; the last one says why it is the last."""
@@ -313,3 +301,8 @@ class WritingModel(Head):
         """End what works for the head."""
         await self.writer.close()
         await self.pictures.close()
+
+
+async def joined(parts: AsyncGenerator[tuple[str, Finish | None, int]]) -> str:
+    """Return the whole text of its parts."""
+    return "".join([part async for part, _, _ in parts])

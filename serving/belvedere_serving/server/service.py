@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +48,16 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "
 Rendered = TypeVar("Rendered")
 STUCK_SECONDS = 120.0
 log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class _Call:
+    """A request on its way: what is known of it by now."""
+
+    started: float
+    timing: Timing = field(default_factory=Timing)
+    model: Model | None = None
+    rows: int = 0
 
 
 class InferenceService:
@@ -139,36 +150,13 @@ class InferenceService:
         carrier: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[Rendered, Timing]:
         """Read a request, answer it, and count it with its outcome. Raises V2Error and nothing else."""
-        name, code = "unknown", Reason.INTERNAL.name
-        started, timing, model, rows = self._clock(), Timing(), None, 0
-        try:
-            request = read()
-            model = self.model(request.model_name, request.model_version)
-            name = model.name
-            deadline = started + self._timeout(request, timeout_seconds)
-            if self._plugins is not None:
-                request = await self._plugins.before(request, deadline)
-            response = await model.infer(request, deadline, timing)
+        with self._counted(protocol, carrier) as call:
+            request, model, deadline = await self._opened(call, read, timeout_seconds)
+            response = await model.infer(request, deadline, call.timing)
             if self._plugins is not None:
                 response = await self._plugins.after(response, deadline)
-            rendered, rows = self._render(render, request, response, timing), response.rows
-            code = "OK"
-        except V2Error as error:
-            code = error.reason.name
-            raise
-        except asyncio.CancelledError:
-            code = Reason.CANCELLED.name
-            raise
-        except Exception as error:
-            log.exception("request failed")
-            raise V2Error(Reason.INTERNAL, f"the server failed: {type(error).__name__}") from error
-        finally:
-            self._metrics.count_request(name, protocol, code)
-            seconds = self._clock() - started
-            if model is not None:
-                model.count(seconds, timing, rows if code == "OK" else None)
-            self._tracing.record(name, carrier, seconds, timing, code=code, version=self.version)
-        return rendered, timing
+            rendered, call.rows = self._render(render, request, response, call.timing), response.rows
+        return rendered, call.timing
 
     async def stream(
         self,
@@ -179,19 +167,30 @@ class InferenceService:
         carrier: Mapping[str, str] = MappingProxyType({}),
     ) -> AsyncGenerator[InferResponse]:
         """Read a request and give its answers as they come; count it when it is over. Raises V2Error and nothing else."""
-        name, code = "unknown", Reason.INTERNAL.name
-        started, timing, model, rows = self._clock(), Timing(), None, 0
-        try:
-            request = read()
-            model = self.model(request.model_name, request.model_version)
-            name = model.name
-            deadline = started + self._timeout(request, timeout_seconds)
-            if self._plugins is not None:
-                request = await self._plugins.before(request, deadline)
-            async with contextlib.aclosing(model.stream(request, deadline, timing)) as answers:
+        with self._counted(protocol, carrier) as call:
+            request, model, deadline = await self._opened(call, read, timeout_seconds)
+            async with contextlib.aclosing(model.stream(request, deadline, call.timing)) as answers:
                 async for answer in answers:
-                    rows = answer.rows
+                    call.rows = answer.rows
                     yield answer
+
+    async def _opened(
+        self, call: _Call, read: Callable[[], InferRequest], timeout_seconds: float | None
+    ) -> tuple[InferRequest, Model, float]:
+        """Return the request as its plugins would have it, the model that it asks, and its deadline."""
+        request = read()
+        model = call.model = self.model(request.model_name, request.model_version)
+        deadline = call.started + self._timeout(request, timeout_seconds)
+        if self._plugins is not None:
+            request = await self._plugins.before(request, deadline)
+        return request, model, deadline
+
+    @contextlib.contextmanager
+    def _counted(self, protocol: str, carrier: Mapping[str, str]) -> Iterator[_Call]:
+        """Count a request with its outcome, whatever that is. Lets V2Error and the end of the caller through, and nothing else."""
+        call, code = _Call(started=self._clock()), Reason.INTERNAL.name
+        try:
+            yield call
             code = "OK"
         except V2Error as error:
             code = error.reason.name
@@ -203,11 +202,12 @@ class InferenceService:
             log.exception("request failed")
             raise V2Error(Reason.INTERNAL, f"the server failed: {type(error).__name__}") from error
         finally:
+            name = call.model.name if call.model is not None else "unknown"
             self._metrics.count_request(name, protocol, code)
-            seconds = self._clock() - started
-            if model is not None:
-                model.count(seconds, timing, rows if code == "OK" else None)
-            self._tracing.record(name, carrier, seconds, timing, code=code, version=self.version)
+            seconds = self._clock() - call.started
+            if call.model is not None:
+                call.model.count(seconds, call.timing, call.rows if code == "OK" else None)
+            self._tracing.record(name, carrier, seconds, call.timing, code=code, version=self.version)
 
     def _render(
         self,
