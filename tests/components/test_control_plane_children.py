@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from kubernetes import client, config
 
 from belvedere_operators.manifests.autoscaler import autoscaler
 from belvedere_operators.manifests.enginejob import engine_job
@@ -45,17 +43,6 @@ async def store(kubeconfig: Path) -> AsyncIterator[KubernetesStore]:
     opened = KubernetesStore(kubeconfig=str(kubeconfig))
     yield opened
     await opened.close()
-
-
-@pytest.fixture
-async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
-    """A namespace of this test's own."""
-    name = f"children-{uuid.uuid4().hex[:8]}"
-    with config.new_client_from_config(str(kubeconfig)) as api:
-        namespaces = client.CoreV1Api(api)
-        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
-        yield name
-        await asyncio.to_thread(namespaces.delete_namespace, name)
 
 
 def scaled_by(kind: str) -> Manifest:

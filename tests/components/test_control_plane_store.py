@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 
 import pytest
-from kubernetes import client, config
 
 from belvedere_platform.errors import Gone, NotFound, Unavailable
 from belvedere_platform.store import Kind, Manifest
@@ -27,17 +25,6 @@ async def store(kubeconfig: Path) -> AsyncIterator[KubernetesStore]:
     opened = KubernetesStore(kubeconfig=str(kubeconfig), page_size=2, watch_seconds=1)
     yield opened
     await opened.close()
-
-
-@pytest.fixture
-async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
-    """A namespace of this test's own."""
-    name = f"store-{uuid.uuid4().hex[:8]}"
-    with config.new_client_from_config(str(kubeconfig)) as api:
-        namespaces = client.CoreV1Api(api)
-        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
-        yield name
-        await asyncio.to_thread(namespaces.delete_namespace, name)
 
 
 def config_map(namespace: str, name: str, **data: str) -> Manifest:

@@ -1,4 +1,4 @@
-"""What the gateway's tests on a real API server share: a namespace, programs that end with the test, and objects."""
+"""What the gateway's tests on a real API server share: programs that end with the test, and objects."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import asyncio
 import os
 import socket
 import sys
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client, config
 
 MANAGER = "belvedere-test"
 
@@ -29,16 +27,6 @@ def own_address() -> str:
     if address.startswith("127."):
         pytest.skip("this machine has no address but the loopback one")
     return address
-
-
-@pytest.fixture
-async def namespace(kubeconfig: Path) -> AsyncIterator[str]:
-    name = f"edge-{uuid.uuid4().hex[:8]}"
-    with config.new_client_from_config(str(kubeconfig)) as api:
-        namespaces = client.CoreV1Api(api)
-        await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": name}})
-        yield name
-        await asyncio.to_thread(namespaces.delete_namespace, name)
 
 
 def labelled(kind: str, api: str, name: str, namespace: str, **labels: str) -> dict[str, Any]:

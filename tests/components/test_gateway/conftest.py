@@ -12,13 +12,13 @@ import pytest
 from belvedere_platform.resources.gateway_route import GatewayRoute
 from belvedere_serving.gateway.world import World
 
-from .cluster_parts import namespace, start
+from .cluster_parts import start
 from .model_server import Faults, ModelServer
 from .running import Gateway, pick_port, route_of, running_gateway, world_of
 from .traffic import Load, eventually, text_inputs
 from .wire import Wire
 
-__all__ = ["namespace", "start"]
+__all__ = ["start"]
 
 
 @pytest.fixture
