@@ -44,6 +44,17 @@ def _plain(word: str, place: int) -> str:
     return word if word.isascii() and word else f"word {place}"
 
 
+def grounding_figure(pixels_3SS: Tensor, map_RC: Tensor, text: str) -> bytes:
+    """Draw the picture, and over it where the thing is that the text names."""
+    figure, axis = pyplot("explain").subplots(figsize=(4, 4))
+    height, width = pixels_3SS.shape[1:]
+    axis.imshow(pixels_3SS.permute(1, 2, 0).numpy())
+    axis.imshow(map_RC.numpy(), cmap="inferno", alpha=0.5, extent=(0, width, height, 0), interpolation="bilinear")
+    axis.set_title(_plain(text, 0), fontsize=9)
+    axis.axis("off")
+    return png(figure)
+
+
 def summary_figure(found: Sequence[Attribution]) -> bytes:
     """Draw each word's attributions over all pairs as points, the strongest words first."""
     values: dict[str, list[float]] = defaultdict(list)
