@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from belvedere_serving.gateway.snapshot import Resources
+from belvedere_serving.gateway.snapshot import CLUSTERS, ENDPOINTS, Resources, Snapshot, version_of
 
 _NUM_VERSIONS = 16
 """Of each type. An Envoy finds its control plane within two seconds, so it has missed few."""
@@ -24,6 +24,12 @@ class History:
         versions.move_to_end(version)
         if len(versions) > _NUM_VERSIONS:
             versions.popitem(last=False)
+
+    def recall(self, snapshot: Snapshot) -> None:
+        """Remember a configuration that the process before this one told."""
+        for type_url in (CLUSTERS, ENDPOINTS):
+            resources = snapshot.of_type(type_url)
+            self.note(type_url, version_of(resources), resources)
 
     def find(self, type_url: str, version: str) -> Resources | None:
         """Return the resources of a version: none at all for no version, None for one that is not known."""

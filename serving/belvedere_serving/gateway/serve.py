@@ -20,7 +20,7 @@ from belvedere_serving.gateway.candidate import CandidateClient
 from belvedere_serving.gateway.memory import Memory, load_memory, save_memory
 from belvedere_serving.gateway.routes import claim_conflicts
 from belvedere_serving.gateway.shadow import ShadowMetrics, ShadowTap, serve_tap
-from belvedere_serving.gateway.snapshot import build_snapshot, shares
+from belvedere_serving.gateway.snapshot import Snapshot, build_snapshot, shares
 from belvedere_serving.gateway.watch import Observed, Watcher
 from belvedere_serving.gateway.world import World
 from belvedere_serving.gateway.xds import Discovery, serve_discovery
@@ -87,6 +87,9 @@ class ControlPlane:
             store, self._observed, self._changed.set, namespaces=settings.namespaces, on_silence=self._serve_memory
         )
         self._discovery = Discovery(registry)
+        if self._saved.routes:
+            # An Envoy that outlived the process before this one has what that one wrote down before it told it.
+            self._discovery.recall(self._snapshot(_world_of(self._saved)))
         self._state = ObservedState(registry)
         self._conflicts: list[str] = []
 
@@ -117,16 +120,18 @@ class ControlPlane:
             await self._changed.wait()
             await asyncio.sleep(_GATHER_SECONDS)
             self._changed.clear()
+            self._remember()
             self._tell(self._observed.world())
             self._report_conflicts()
-            self._remember()
             await client.keep_only(replica for found in self._world.replicas.values() for replica in found)
 
     def _tell(self, world: World) -> None:
         self._world = world
-        settings = self._settings
-        self._discovery.publish(build_snapshot(world, tap_address=settings.tap_address, tap_port=settings.tap_port))
+        self._discovery.publish(self._snapshot(world))
         self._state.show(world, self._observed)
+
+    def _snapshot(self, world: World) -> Snapshot:
+        return build_snapshot(world, tap_address=self._settings.tap_address, tap_port=self._settings.tap_port)
 
     def _serve_memory(self) -> None:
         """Go on from where the process before this one was, as long as the store cannot be read."""
@@ -134,7 +139,7 @@ class ControlPlane:
             return
         self._serves_memory = True
         log.warning("the store cannot be read: serving what was remembered: file=%s", self._settings.memory)
-        self._tell(Observed(routes=dict(self._saved.routes), replicas=dict(self._saved.replicas)).world())
+        self._tell(_world_of(self._saved))
 
     def _report_conflicts(self) -> None:
         conflicts = claim_conflicts(self._world.routes.values())
@@ -177,6 +182,10 @@ class ControlPlane:
         if not (self._watcher.complete or self._serves_memory):
             raise web.HTTPServiceUnavailable(text="the store has not been read yet\n")
         return web.Response(text="ok\n")
+
+
+def _world_of(memory: Memory) -> World:
+    return Observed(routes=dict(memory.routes), replicas=dict(memory.replicas)).world()
 
 
 async def _start(starting: Any, port: int) -> Any:

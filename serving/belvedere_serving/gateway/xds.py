@@ -74,6 +74,10 @@ class Discovery(ads_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[mi
         for event in self._changed:
             event.set()
 
+    def recall(self, snapshot: Snapshot) -> None:
+        """Know an Envoy that has this configuration from the process before this one."""
+        self._history.recall(snapshot)
+
     async def StreamAggregatedResources(self, requests: AsyncIterator[Any], context: Any) -> AsyncGenerator[Any, None]:
         """Hold one Envoy's stream."""
         changed = asyncio.Event()

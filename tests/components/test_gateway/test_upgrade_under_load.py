@@ -95,7 +95,7 @@ async def test_an_upgrade_restarts_no_model_and_loses_no_request(
     ports = {name: free_port() for name in ("xds", "metrics", "tap", "gateway", "admin")}
     flags = {name: f"--{name}-port={port}" for name, port in ports.items()}
     words = ("serve", "--store", f"kubernetes://?kubeconfig={day.kubeconfig}", "--watch-namespace", day.namespace)
-    serve = partial(start, *words, flags["xds"], flags["metrics"], flags["tap"])
+    serve = partial(start, *words, flags["xds"], flags["metrics"], flags["tap"], f"--memory={tmp_path}/memory.json")
     operator, gateway = await day.start(None, "--image=belvedere:1"), await serve()
     load = Load(address=f"127.0.0.1:{ports['gateway']}")
     try:
@@ -119,18 +119,20 @@ async def test_an_upgrade_restarts_no_model_and_loses_no_request(
         gateway = await serve()
         await load.more(20)
         after = await standing(day)
-        await load.stop()
 
-        # The new ones do all that the old ones did.
+        # The new operator does all that the old one did, and a gateway that was away meanwhile follows.
         await day.apply(TRAINING_RUN, "v2", RUN)
         wish = {
             "annotations": {
                 "belvedere.dev/rollout-request": json.dumps({"verb": "promote", "candidate": "v2", "id": "1"})
             }
         }
+        await end(gateway)
         await day.apply(MODEL_SERVICE, "emoji", {**SERVED, "version": "v2"}, **wish)
         await eventually(lambda: day.stable_is("v2"), "the second version to be promoted")
+        await serve()
         await eventually(partial(answers, ports["gateway"], "v2"), "the second version to answer")
+        await load.more(20)
     finally:
         await load.stop()
         await end(operator)

@@ -152,9 +152,15 @@ def test_an_envoy_that_a_new_control_plane_does_not_know_leaves_old_clusters_bef
     assert returning.order == ["ClusterLoadAssignment", "RouteConfiguration", "Cluster"]
 
 
-def test_an_envoy_that_is_known_keeps_old_clusters_until_its_routes_have_left_them(envoy: Envoy, snapshot: Any) -> None:
+@pytest.mark.parametrize("remembered", [False, True])
+def test_an_envoy_that_is_known_keeps_old_clusters_until_its_routes_have_left_them(
+    envoy: Envoy, snapshot: Any, remembered: bool
+) -> None:
     settle(envoy, snapshot("v1"), "v1")
-    returning = Envoy(Conversation(envoy.conversation._listeners, envoy.conversation._history))
+    history = History() if remembered else envoy.conversation._history
+    if remembered:
+        history.recall(snapshot("v1"))
+    returning = Envoy(Conversation(envoy.conversation._listeners, history))
     returning.conversation.retarget(snapshot("v2"))
     come_back(returning, snapshot("v1"), "v1")
     both = returning.hear()

@@ -318,6 +318,16 @@ class LostStreams(RuleBasedStateMachine):
             self.lose_stream()
         self.history, self.strangers = History(), True
 
+    @precondition(lambda self: self.target is not None and not self.envoy.has_parts and self.envoy.has(self.target))
+    @rule()
+    def restart_with_memory(self) -> None:
+        """Kill the control plane: the next one knows what Envoy has, as this one wrote it down."""
+        assert self.target is not None
+        if self.envoy.connected:
+            self.lose_stream()
+        self.history = History()
+        self.history.recall(self.target)
+
     @rule()
     def settle(self) -> None:
         if not self.envoy.connected:
