@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import training_blocked
 import training_compression
 import training_explanation
 import training_faults
@@ -34,6 +35,7 @@ Group = Callable[[Subject], list[Row]]
 GROUPS: Mapping[str, tuple[tuple[str, ...], Group]] = {
     "parts": (training_parts.NAMES, training_parts.rows),
     "orderings": (training_orderings.NAMES, training_orderings.rows),
+    "blocked": (training_blocked.NAMES, training_blocked.rows),
     "gradcache": (training_steps.CACHE_NAMES, training_steps.cache_rows),
     "open_clip": (training_steps.NAMES, training_steps.rows),
     "explanation": (training_explanation.NAMES, training_explanation.rows),

@@ -141,22 +141,40 @@ def elastic_row(folder: Path, artifacts: str) -> Row:
         text=True,
         env=environment,
     )
-    overdue = threading.Timer(PATIENCE_SECONDS, process.terminate)
-    overdue.start()
+    silence = Silence(process)
     try:
-        return watched(process)
+        return watched(process, silence)
     finally:
-        overdue.cancel()
+        silence.end()
         if process.poll() is None:  # it ends its own Ray when it is asked to
             process.terminate()
             process.wait(60)
 
 
-def watched(process: subprocess.Popen[str]) -> Row:
+class Silence:
+    """Ends a process that has said nothing for so long: how long a run may take depends on the machine, a hung one says nothing."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: float = PATIENCE_SECONDS) -> None:
+        self.process, self.seconds = process, seconds
+        self.broken()
+
+    def broken(self) -> None:
+        """Begin to wait anew."""
+        self.end()
+        self._timer = threading.Timer(self.seconds, self.process.terminate)
+        self._timer.start()
+
+    def end(self) -> None:
+        """Wait no longer."""
+        if hasattr(self, "_timer"):
+            self._timer.cancel()
+
+
+def watched(process: subprocess.Popen[str], silence: Silence) -> Row:
     """Kill one worker once both train, and return the row from what the run says."""
     assert process.stdout is not None
     events: list[dict[str, Any]] = []
-    killed_at: int | None = None
+    killed_at, killed = None, 0.0
     workers: dict[int, int] = {}
     said: list[str] = []
     for line in process.stdout:
@@ -165,7 +183,8 @@ def watched(process: subprocess.Popen[str]) -> Row:
         if start < 0:
             continue
         event = json.loads(line[start : line.rindex("}") + 1])
-        events.append(event)
+        events.append({**event, "at": time.monotonic()})
+        silence.broken()
         if event["event"] == "worker" and killed_at is None:
             workers[event["rank"]] = event["pid"]
         pairs = int(event.get("pairs", 0))
@@ -173,19 +192,23 @@ def watched(process: subprocess.Popen[str]) -> Row:
             print(f"  {line[start:].strip()}", flush=True)
         # Late enough for one of the checkpoints, which are written while training goes on, to be whole.
         if killed_at is None and event["event"] == "progress" and pairs > 4 * ELASTIC_EVERY and len(workers) == 2:
-            killed_at = pairs
+            killed_at, killed = pairs, time.monotonic()
             os.kill(workers[1], signal.SIGKILL)
             print(f"  killed worker 1 at {pairs} pairs", flush=True)
     if process.wait(PATIENCE_SECONDS) or killed_at is None:
         raise RuntimeError(f"the run ended with {process.returncode}: {''.join(said[-20:])}")
     reached, again = around_the_kill(events)
+    on = [event for event in events if event["at"] > killed]
+    seconds = next(event["at"] for event in on if event["event"] == "resumed") - killed
+    left = max(event["of"] for event in on if event["event"] == "worker")
     return result(
         ELASTIC_NAMES[0],
         (reached - again) / BATCH,
         "steps",
         "lower",
         float(2 * ELASTIC_EVERY // BATCH),
-        note=f"one of two workers killed at {reached} pairs, went on from {again}; a checkpoint every {ELASTIC_EVERY} pairs",
+        note=f"one of two workers killed at {reached} pairs; {left} went on from {again} after {seconds:.0f} s and ended the run; "
+        f"a checkpoint every {ELASTIC_EVERY} pairs",
     )
 
 

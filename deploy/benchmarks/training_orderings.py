@@ -1,4 +1,4 @@
-"""Orderings of the source documents, on drawn shapes: three losses at one budget, and what a quarter of the keys costs."""
+"""The ordering of three losses at one budget, on drawn shapes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from belvedere_platform.telemetry.benchmark import Row, result
-from belvedere_training.data.augmentation import Augmentation, views
 from belvedere_training.data.corpus import Corpus, corpus_texts, load_split, normalise
 from belvedere_training.data.loader import Loader
-from belvedere_training.data.shapes import COLOURS, SHAPES, build_shapes
+from belvedere_training.data.shapes import build_shapes
 from belvedere_training.evaluation.retrieval import recall
-from belvedere_training.model.config import Attend, FusionConfig, ModelConfig, TextConfig, VitConfig, sized
+from belvedere_training.model.config import sized
 from belvedere_training.model.tokenizer import encode, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.contrastive import contrastive_loss
@@ -23,15 +21,14 @@ from belvedere_training.objectives.metric import alignment_loss, squared_error_l
 from belvedere_training.optimizer import Optimizers, schedule
 from training_subject import Subject
 
-# B pictures, C answers, E embedding
+# B pictures, E embedding
 
 NAMES = (
     "loss_ordering_contrast_over_squared_error",
     "loss_ordering_alignment_over_squared_error",
-    "blocked_attention_points_lost",
 )
 SEEDS, BATCH = (0, 1), 40
-LOSS_PAIRS, QUESTION_STEPS = 2400, 250
+LOSS_PAIRS = 2400
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squared error": squared_error_loss,
     "contrast": lambda image_BE, text_BE: contrastive_loss(image_BE, text_BE, torch.tensor(1 / 0.07)),
@@ -44,7 +41,7 @@ def rows(subject: Subject) -> list[Row]:
     torch.set_num_threads(1)
     folder = build_shapes(subject.folder / "shapes")
     train, held_out = load_split(folder, "train"), load_split(folder, "heldout_style")
-    return [*_loss_rows(train, held_out), _blocked_row(train, held_out)]
+    return _loss_rows(train, held_out)
 
 
 def _loss_rows(train: Corpus, held_out: Corpus) -> list[Row]:
@@ -82,61 +79,3 @@ def _retrieval(loss: str, seed: int, train: Corpus, held_out: Corpus) -> float:
         image_NE = model.embed_image(normalise(held_out.pixels(range(len(held_out)))))
         text_NE = model.embed_text(encode(tokenizer, held_out.captions("en")))
     return recall(text_NE @ image_NE.T)[1]
-
-
-def _blocked_row(train: Corpus, held_out: Corpus) -> Row:
-    kinds: tuple[Attend, ...] = ("full", "pooled", "top")
-    found = {kind: [100 * _answers_right(kind, seed, train, held_out) for seed in SEEDS] for kind in kinds}
-    lost = statistics.mean(found["full"]) - statistics.mean(found["pooled"])
-    note = f"accuracy in % of colour and shape asked of {len(held_out)} held-out drawings, by seed: " + "; ".join(
-        f"{kind} {', '.join(f'{value:.1f}' for value in values)}" for kind, values in found.items()
-    )
-    return result(NAMES[2], lost, "points", "lower", 1.6, note=note)
-
-
-QUESTIONS = ("colour", "shape")
-ANSWERS = (*COLOURS, *SHAPES)
-
-
-def _answers_right(attend: Attend, seed: int, train: Corpus, held_out: Corpus) -> float:
-    """Return the share of questions that a small fusion model answers, which sees the picture through cross-attention."""
-    torch.manual_seed(seed)
-    model = VisionLanguageModel(
-        ModelConfig(
-            topology="fusion",
-            vision=VitConfig(image_size=64, patch_size=8, hidden_size=64, num_layers=2, num_heads=2),
-            text=TextConfig(vocab_size=300, hidden_size=64, num_layers=1, num_heads=2, max_length=4),
-            fusion=FusionConfig(num_layers=1, num_heads=2, attend=attend),
-        )
-    ).train()
-    head = nn.Linear(64, len(ANSWERS))
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.05)
-    generator, budget = torch.Generator().manual_seed(seed), QUESTION_STEPS
-    for step in range(budget):
-        chosen = torch.randint(len(train), (BATCH,), generator=generator).tolist()
-        pixels_B3SS = views(
-            train.pixels(chosen), generator, Augmentation(colour_shift=0.03, grey_share=0), slice(0, BATCH), BATCH
-        )
-        question = step % 2
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * schedule(step + 1, budget // 10, budget)
-        optimizer.zero_grad()
-        logits_BC = head(model.fuse(pixels_B3SS, _asked(question, BATCH)).joint_BD)
-        functional.cross_entropy(logits_BC, _right(train, chosen, question)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    model.eval()
-    every = list(range(len(held_out)))
-    right = []
-    with torch.inference_mode():
-        for question in range(len(QUESTIONS)):
-            joint_BD = model.fuse(normalise(held_out.pixels(every)), _asked(question, len(every))).joint_BD
-            right.append(head(joint_BD).argmax(1) == _right(held_out, every, question))
-    return float(torch.cat(right).float().mean())
-
-
-def _asked(question: int, count: int) -> Tensor:
-    return torch.tensor([[1, 10 + question]]).repeat(count, 1)
-
-
-def _right(corpus: Corpus, chosen: list[int], question: int) -> Tensor:
-    return torch.tensor([ANSWERS.index(corpus.records[place]["tags"]["en"][question]) for place in chosen])

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 
 from click.testing import CliRunner
 
 from belvedere_platform.telemetry.benchmark import Row, result
 from belvedere_training.commands.data import data
-from belvedere_training.config import RunConfig, resolve
+from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus, load_split, pull_dataset, resolve_dataset
 from belvedere_training.evaluation.fusing import answers_in_words, match_auc
 from belvedere_training.evaluation.questions import questions_of, share_right
-from belvedere_training.recipe import prepare
 from belvedere_training.step import Stepper
-from belvedere_training.world import LocalWorld
+from sliced import trained
 from training_subject import Subject
 
 COARSE = 0.85
@@ -35,7 +33,7 @@ def rows(subject: Subject) -> list[Row]:
 
 def answered(subject: Subject, corpus: Corpus) -> Row:
     """Ask everything that the set asks about pictures that were not seen."""
-    stepper, cost = trained(subject, {"lm": 1}, QUESTION_PAIRS)
+    stepper, cost = asked_run(subject, {"lm": 1}, QUESTION_PAIRS)
     questions = questions_of(corpus)
     given = answers_in_words(corpus, stepper.model, stepper.tokenizer, questions)
     always = Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)
@@ -45,12 +43,12 @@ def answered(subject: Subject, corpus: Corpus) -> Row:
 
 def matched(subject: Subject, corpus: Corpus) -> Row:
     """Tell each picture's caption from that of another one, by the matching head."""
-    stepper, cost = trained(subject, {"itm": 1}, MATCH_PAIRS)
+    stepper, cost = asked_run(subject, {"itm": 1}, MATCH_PAIRS)
     value = match_auc(corpus, "en", stepper.model, stepper.tokenizer)
     return result(NAMES[1], value, "area", "higher", 0.9, note=f"{cost}; {len(corpus)} pictures of the test set")
 
 
-def trained(subject: Subject, objectives: dict[str, float], pairs: int) -> tuple[Stepper, str]:
+def asked_run(subject: Subject, objectives: dict[str, float], pairs: int) -> tuple[Stepper, str]:
     """Return what a run has made, ready to be asked, and what it cost."""
     document = {
         "model": "questions",
@@ -58,12 +56,9 @@ def trained(subject: Subject, objectives: dict[str, float], pairs: int) -> tuple
         "objectives": objectives,
         "data": {"dataset": "easy-vqa"},
         "optimization": {"pairs": pairs, "batchSize": 128, "warmupPairs": 3000, "coarseShare": COARSE},
-        "run": {"name": "questions"},
+        "run": {"name": f"questions-{'-'.join(objectives)}"},
         "evaluation": {"everyPairs": 10**9},
     }
-    config = resolve(RunConfig.model_validate(document), subject.store)
-    started = time.process_time()
-    loop = prepare(config, subject.store, LocalWorld())
-    loop.run()
+    loop, _, seconds = trained(RunConfig.model_validate(document), subject.store)
     loop.stepper.model.eval()
-    return loop.stepper, f"{pairs} pairs in {time.process_time() - started:.0f} s of processor time"
+    return loop.stepper, f"{pairs} pairs in {seconds:.0f} s of processor time"
