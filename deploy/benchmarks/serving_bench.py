@@ -2,7 +2,7 @@
 
 usage: serving_bench.py --output FILE [--overload-seconds N] [--malformed N] [--only GROUP...]
 
-Groups: engines, generation (what cache, batching and kept pictures save), servers (ours beside others), overload, malformed.
+Groups: engines, texts (run in their own length), generation (what cache, batching and kept pictures save), servers (ours beside others), overload, malformed.
 Both sides of a comparison take turns on the same machine, which the load generator shares with them. The servers all run the
 same engine with one thread, one run at a time, and get the same bytes over HTTP from the same client.
 """
@@ -32,9 +32,10 @@ from belvedere_platform.protocol import EMBED_IMAGE
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from belvedere_serving.client.load import Body, Outcome, bodies, closed_loop, open_loop
-from belvedere_serving.engines.build import EngineResult, build
-from belvedere_serving.engines.device import this_device
+from belvedere_serving.engines.build import build
+from engine_rows import engine_rows
 from generation import generation_rows
+from length_rows import length_rows
 from malformed import malformed_grpc, malformed_http
 from peer_engine import Engine
 from ray_application import RayApplication, ray_application
@@ -43,7 +44,7 @@ from vision import Vision, picture, push_model
 
 PACKAGES = ("belvedere", "torch", "onnxruntime", "openvino", "ray", "tritonclient", "aiohttp")
 GATE = ParityGate(cosine_minimum=0.99, top1_agreement_minimum=0.9)
-GROUPS = ("engines", "generation", "servers", "overload", "malformed")
+GROUPS = ("engines", "texts", "generation", "servers", "overload", "malformed")
 LEVELS = (1, 4, 16)
 OWN = "ray serve"
 ROUNDS = 5
@@ -56,81 +57,6 @@ SMALL = 64
 
 def say(message: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {message}", flush=True)
-
-
-def engine_rows(store: ArtifactStore) -> list[Row]:
-    """Return the rows of engines, on ViT-S/16 at 224."""
-    model = push_model(store, size=224, vision=Vision(), name="vit-s")
-    everything = EngineTarget(runtime="auto", precision="auto")
-    chosen = build(store, model, everything, GATE, say=say)
-    fp32 = build(store, model, EngineTarget(), GATE, say=say)
-    int8 = build(store, model, EngineTarget(precision="int8"), GATE, say=say)
-    started = time.perf_counter()
-    again = build(store, model, EngineTarget(precision="int8"), GATE)
-    reused_seconds = time.perf_counter() - started
-    assert again.reused
-    latency, small = chosen.config["latency"][EMBED_IMAGE], int8.config["latency"][EMBED_IMAGE]
-    has_vnni = this_device().has_vnni
-    target = 2.5 if has_vnni else 1.4
-    note = "ViT-S/16 at 224, untrained, one picture, one thread; parity gate: cosine >= 0.99"
-    peer_name = "torch fp32, one thread"
-    return [
-        _speedup("best_engine_speedup", latency, target, f"{chosen.config['chosen']}; {note}", peer_name),
-        result(
-            "best_engine_name",
-            None,
-            "name",
-            "higher",
-            None,
-            note=str(chosen.config["chosen"]),
-            name_value=chosen.config["chosen"],
-        ),
-        _speedup("vision_int8_speedup", small, target, f"ONNX Runtime int8, {_method(int8)}; {note}", peer_name),
-        result(
-            "vision_int8_cosine",
-            int8.config["parity"][EMBED_IMAGE]["cosineMean"],
-            "cosine",
-            "higher",
-            0.999,
-            note=f"mean over {int8.config['parity'][EMBED_IMAGE]['samples']} pictures, "
-            f"smallest {int8.config['parity'][EMBED_IMAGE]['cosineMin']:.5f}",
-        ),
-        result(
-            "int8_bytes_ratio",
-            _bytes(store, int8) / _bytes(store, fp32),
-            "share",
-            "lower",
-            0.27,
-            note="embed_image.onnx",
-        ),
-        result("engine_build_reused_seconds", reused_seconds, "s", "lower", None, note="a build whose engine is there"),
-        *_candidates(chosen),
-    ]
-
-
-def _speedup(name: str, latency: dict[str, float], target: float, note: str, peer_name: str) -> Row:
-    own, other = latency["p50Milliseconds"], latency["torchP50Milliseconds"]
-    return result(
-        name, other / own, "x", "higher", target, peer=peer_name, peer_value=other, own_value=own, rounds=7, note=note
-    )
-
-
-def _method(engine: EngineResult) -> str:
-    methods = engine.config["methods"][EMBED_IMAGE]
-    return next(str(name) for name, shown in methods.items() if shown["chosen"])
-
-
-def _bytes(store: ArtifactStore, engine: EngineResult) -> int:
-    return next(entry.size for entry in store.resolve(engine.digest).files if entry.name == "embed_image.onnx")
-
-
-def _candidates(chosen: EngineResult) -> list[Row]:
-    rows = []
-    for name, report in sorted(chosen.config["candidates"].items()):
-        value = report["p50Milliseconds"].get(EMBED_IMAGE)
-        note = report["problem"] or ("passed parity" if report["passed"] else "failed parity")
-        rows.append(result(f"vision_p50_{name.replace(' ', '_')}", value, "ms", "lower", None, note=note))
-    return rows
 
 
 async def server_rows(store: ArtifactStore, folder: Path, options: argparse.Namespace) -> list[Row]:
@@ -367,10 +293,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="belvedere-serving-") as scratch:
         store = ArtifactStore(Path(scratch, "artifacts").as_uri())
         if "engines" in options.only:
-            rows += engine_rows(store)
+            rows += engine_rows(store, say)
+        if "texts" in options.only:
+            rows += length_rows(store, Path(scratch), say)
         if "generation" in options.only:
             rows += generation_rows(Path(scratch), say)
-        if set(options.only) - {"engines", "generation"}:
+        if set(options.only) - {"engines", "texts", "generation"}:
             rows += asyncio.run(server_rows(store, Path(scratch), options))
     write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
 

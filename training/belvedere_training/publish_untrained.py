@@ -22,16 +22,17 @@ from belvedere_training.publish import Publication, evidence_of, publish
 
 def untrained_model_artifact(store: ArtifactStore, tag: str, *, size: str = "nano", seed: int = 0) -> Descriptor:
     """Push an untrained model that knows the words and pictures of the drawn shapes."""
+    config = sized(size)
     with tempfile.TemporaryDirectory(prefix="belvedere-shapes-") as folder:
         shapes = build_shapes(Path(folder) / "shapes")
         train, held_out = load_split(shapes, "train"), load_split(shapes, "heldout_style")
-    config = sized(size)
-    tokenizer = learn(corpus_texts(train), config.text.vocab_size, config.text.max_length)
+        tokenizer = learn(corpus_texts(train), config.text.vocab_size, config.text.max_length)
+        evidence = evidence_of(held_out)
     vocabulary = config.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
     torch.manual_seed(seed)
     model = VisionLanguageModel(config.model_copy(update={"text": vocabulary})).eval()
     publication = Publication(model_name="untrained", version=f"untrained-{seed}")
-    return publish(store, model, tokenizer, evidence_of(held_out), publication, tag=tag)
+    return publish(store, model, tokenizer, evidence, publication, tag=tag)
 
 
 @click.command()

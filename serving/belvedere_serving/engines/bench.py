@@ -25,7 +25,7 @@ def bench(store: ArtifactStore, reference: str, *, rounds: int = 7, repeats: int
         runtime = load_runtime(engine, TOWERS, threads=1)
         torch, held_out = TorchRuntime(model), read_held_out(model)
         reports = {
-            tower: measure.latency(runtime, torch, tower, held_out[tower].array, rounds=rounds, repeats=repeats)
+            tower: measure.latency(runtime, torch, tower, held_out[tower], rounds=rounds, repeats=repeats)
             for tower in TOWERS
         }
     return {

@@ -23,6 +23,7 @@ from belvedere_serving.engines.compiling import (
     compile_variant,
     curve,
     engine_files,
+    one_by_one,
     prepare,
 )
 from belvedere_serving.engines.device import engine_tag, this_device, toolchain
@@ -134,10 +135,7 @@ def _fastest(bench: Bench, variants: tuple[Variant, ...]) -> tuple[Compiled, dic
 def _medians(bench: Bench, tower: str, compiled: Mapping[Variant, Compiled]) -> dict[Variant, float]:
     """Return the time for one input of each engine, in alternating rounds."""
     names = {str(variant): variant for variant in compiled}
-    runs = {
-        name: measure.one_by_one(compiled[variant].towers[tower].runtime, tower, bench.inputs[tower].array)
-        for name, variant in names.items()
-    }
+    runs = {name: one_by_one(bench, tower, compiled[variant].towers[tower].runtime) for name, variant in names.items()}
     repeats = measure.affordable_repeats(runs, rounds=5, repeats=10)
     taken = measure.milliseconds(runs, rounds=5, repeats=repeats)
     return {names[name]: float(np.median(values)) for name, values in taken.items()}

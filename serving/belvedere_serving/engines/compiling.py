@@ -56,6 +56,8 @@ class Candidate:
     runtime: LoadedRuntime
     parity: ParityReport
     embeddings: measure.Embeddings
+    length_cosines: Mapping[int, float] = field(default_factory=dict)
+    """By length that texts are padded to, the smallest cosine; of an engine that takes one length, nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,7 @@ def compile_variant(bench: Bench, variant: Variant) -> Compiled:
     latencies: dict[str, LatencyReport] = {}
     for tower in TOWERS:
         chosen[tower], methods[tower] = _choose(bench, tower, _candidates(bench, tower, variant))
-        latencies[tower] = measure.latency(chosen[tower].runtime, bench.torch, tower, bench.inputs[tower].array)
+        latencies[tower] = measure.latency(chosen[tower].runtime, bench.torch, tower, bench.inputs[tower])
         bench.say(_sentence(tower, chosen[tower], latencies[tower]))
     texts, images = chosen[EMBED_TEXT].embeddings, chosen[EMBED_IMAGE].embeddings
     figures = {
@@ -168,15 +170,33 @@ def _onnx(bench: Bench, tower: str, method: str) -> Path:
 
 def _candidate(bench: Bench, tower: str, variant: Variant, method: str, file: Path) -> Candidate:
     runtime = open_runtime(variant, {tower: file})
-    embeddings = measure.embed(runtime, tower, bench.inputs[tower].array)
-    report = measure.parity(tower, bench.source, embeddings)
-    return Candidate(variant=variant, method=method, file=file, runtime=runtime, parity=report, embeddings=embeddings)
+    served = bench.inputs[tower].as_served_by(runtime, tower)
+    embeddings = measure.embed(runtime, tower, served.array, served.lengths)
+    report, by_length = measure.parity(tower, bench.source, embeddings), {}
+    if served.lengths is not None:
+        by_length = measure.length_cosines(runtime, bench.source.texts_NE, served.array, served.lengths)
+        # An engine is as near as in its worst length: a batch is as long as the longest text in it.
+        report = report.model_copy(update={"cosine_min": min(report.cosine_min, *by_length.values())})
+    return Candidate(
+        variant=variant,
+        method=method,
+        file=file,
+        runtime=runtime,
+        parity=report,
+        embeddings=embeddings,
+        length_cosines=by_length,
+    )
+
+
+def one_by_one(bench: Bench, tower: str, runtime: LoadedRuntime) -> Callable[[], object]:
+    """Return a function that runs the next held-out input alone, in the length that the runtime is given it in."""
+    served = bench.inputs[tower].as_served_by(runtime, tower)
+    return measure.one_by_one(runtime, tower, served.array, served.lengths)
 
 
 def _choose(bench: Bench, tower: str, candidates: list[Candidate]) -> tuple[Candidate, dict[str, Any]]:
     """Return the fastest candidate that is near enough, or the nearest when none is, and what all of them showed."""
-    array = bench.inputs[tower].array
-    runs = {item.method: measure.one_by_one(item.runtime, tower, array) for item in candidates}
+    runs = {item.method: one_by_one(bench, tower, item.runtime) for item in candidates}
     taken = measure.milliseconds(runs, rounds=3, repeats=10) if len(candidates) > 1 else {}
     medians = {method: float(np.median(values)) for method, values in taken.items()}
     near = [item for item in candidates if measure.holds(item.parity, bench.gate)]
@@ -190,6 +210,7 @@ def _choose(bench: Bench, tower: str, candidates: list[Candidate]) -> tuple[Cand
             **item.parity.model_dump(by_alias=True),
             "p50Milliseconds": round(medians[item.method], 4) if item.method in medians else None,
             "chosen": item is best,
+            **({"cosineMinByLength": dict(item.length_cosines)} if item.length_cosines else {}),
         }
         for item in candidates
     }

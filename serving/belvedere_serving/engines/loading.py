@@ -33,6 +33,10 @@ class LoadedRuntime(Protocol):
         """Return the length of the model's embeddings."""
         ...
 
+    def flexible(self, model_name: str) -> bool:
+        """Whether the model takes texts of any length up to its longest."""
+        ...
+
 
 def engine_json(variant: Variant) -> bytes:
     """Return the file that says what the engine is."""

@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from belvedere_platform.protocol import EMBED_TEXT, EMBEDDING
 from belvedere_platform.resources.engine import BatchPoint, LatencyReport, ParityGate, ParityReport
+from belvedere_serving.engines.lengths import Lengths, buckets, groups, in_order
+from belvedere_serving.engines.loading import LoadedRuntime
 from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays, Runtime
+from belvedere_serving.engines.source import HeldOut
 
 # N inputs, E embedding.
 Embeddings = npt.NDArray[np.float32]
@@ -60,13 +63,30 @@ def holds(report: ParityReport, gate: ParityGate) -> bool:
     return report.cosine_min >= gate.cosine_minimum and report.top1_agreement >= gate.top1_agreement_minimum
 
 
-def embed(runtime: Runtime, tower: str, inputs: npt.NDArray[Any], *, batch: int = 64) -> Embeddings:
-    """Return the embeddings of all inputs."""
+def embed(
+    runtime: Runtime, tower: str, inputs: npt.NDArray[Any], lengths: Lengths | None = None, *, batch: int = 64
+) -> Embeddings:
+    """Return the embeddings of all inputs, each run with others of its length where texts have one."""
     name = TOWER_INPUT[tower]
     parts = [
-        runtime.run(tower, {name: inputs[start : start + batch]})[EMBEDDING] for start in range(0, len(inputs), batch)
+        (places[start : start + batch], runtime.run(tower, {name: rows[start : start + batch]})[EMBEDDING])
+        for places, rows in groups(inputs, lengths)
+        for start in range(0, len(rows), batch)
     ]
-    return np.concatenate(parts)
+    return in_order(parts)
+
+
+def length_cosines(
+    runtime: Runtime, source_NE: Embeddings, tokens_NL: npt.NDArray[Any], lengths: Lengths
+) -> dict[int, float]:
+    """Return, for each length that texts are padded to, the smallest cosine of those that fit it."""
+    found = {}
+    for length in buckets(tokens_NL.shape[1]):
+        fitting = np.flatnonzero(lengths <= length)
+        if len(fitting):
+            got = embed(runtime, EMBED_TEXT, tokens_NL[fitting, :length])
+            found[length] = round(float(cosines(source_NE[fitting], got).min()), 8)
+    return found
 
 
 def milliseconds(
@@ -110,9 +130,14 @@ def affordable_repeats(
     return min(repeats, max(2, int(seconds / ((rounds + 1) * turn_seconds))))
 
 
-def one_by_one(runtime: Runtime, tower: str, inputs: npt.NDArray[Any]) -> Callable[[], object]:
-    """Return a function that runs the next single input on each call."""
-    singles: Sequence[Arrays] = [{TOWER_INPUT[tower]: inputs[row : row + 1]} for row in range(min(len(inputs), 32))]
+def one_by_one(
+    runtime: Runtime, tower: str, inputs: npt.NDArray[Any], lengths: Lengths | None = None
+) -> Callable[[], object]:
+    """Return a function that runs the next single input on each call, in its own length."""
+    ends = [None] * len(inputs) if lengths is None else lengths.tolist()
+    singles: Sequence[Arrays] = [
+        {TOWER_INPUT[tower]: inputs[row : row + 1, : ends[row]]} for row in range(min(len(inputs), 32))
+    ]
     turn = 0
 
     def run() -> object:
@@ -157,10 +182,13 @@ def curve(
 
 
 def latency(
-    engine: Runtime, torch: Runtime, tower: str, inputs: npt.NDArray[Any], *, rounds: int = 7, repeats: int = 20
+    engine: LoadedRuntime, torch: LoadedRuntime, tower: str, held_out: HeldOut, *, rounds: int = 7, repeats: int = 20
 ) -> LatencyReport:
-    """Return the time for one input, engine and torch in alternating rounds."""
-    runs = {"engine": one_by_one(engine, tower, inputs), "torch": one_by_one(torch, tower, inputs)}
+    """Return the time for one input, engine and torch in alternating rounds, each in the lengths that it takes."""
+    runs = {}
+    for name, runtime in {"engine": engine, "torch": torch}.items():
+        served = held_out.as_served_by(runtime, tower)
+        runs[name] = one_by_one(runtime, tower, served.array, served.lengths)
     repeats = affordable_repeats(runs, rounds=rounds, repeats=repeats)
     taken = milliseconds(runs, rounds=rounds, repeats=repeats)
     p50, p95 = (float(np.percentile(taken["engine"], q)) for q in (50, 95))

@@ -33,6 +33,7 @@ class OpenVinoRuntime:
         library = _library()
         self._requests: dict[str, Any] = {}
         self._dimensions: dict[str, int] = {}
+        self._flexible: dict[str, bool] = {}
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -45,6 +46,7 @@ class OpenVinoRuntime:
             except RuntimeError as error:
                 raise CorruptData(f"OpenVINO cannot load {path}: {error}") from error
             self._requests[name] = compiled.create_infer_request()
+            self._flexible[name] = bool(compiled.input(0).partial_shape[1].is_dynamic)
             self._dimensions[name] = int(compiled.output(0).partial_shape[-1].get_length())
 
     def run(self, model_name: str, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
@@ -57,6 +59,10 @@ class OpenVinoRuntime:
     def dimension(self, model_name: str) -> int:
         """Return the length of the model's embeddings."""
         return self._dimensions[model_name]
+
+    def flexible(self, model_name: str) -> bool:
+        """Whether the model takes texts of any length up to its longest."""
+        return self._flexible[model_name]
 
 
 def _library() -> Any:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.protocol import invalid
+from belvedere_serving.engines.lengths import bucket_lengths
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
@@ -87,6 +88,20 @@ class TextPreprocessor:
         for row, item in zip(tokens, encoded, strict=True):
             row[: len(item.ids)] = item.ids
         return tokens
+
+    def shortened(self, elements: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        """Return tokens [n, l], all padded to the length of the longest text."""
+        tokens = self(elements)
+        return tokens[:, : self.lengths(tokens).max()]
+
+    def lengths(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the length that each row is padded to where an engine takes any: one of a few."""
+        return bucket_lengths(tokens, self._recipe.pad_id)
+
+    @property
+    def context_length(self) -> int:
+        """Return how many tokens a text has at most."""
+        return self._recipe.context_length
 
     def num_tokens(self, elements: Sequence[bytes]) -> int:
         """Return how many tokens the texts have together, as far as the model reads them."""

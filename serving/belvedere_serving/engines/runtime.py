@@ -68,3 +68,7 @@ class OnnxRuntime:
     def dimension(self, model_name: str) -> int:
         """Return the length of the model's embeddings."""
         return int(self._sessions[model_name].get_outputs()[0].shape[-1])
+
+    def flexible(self, model_name: str) -> bool:
+        """Whether the model takes texts of any length up to its longest."""
+        return not isinstance(self._sessions[model_name].get_inputs()[0].shape[1], int)

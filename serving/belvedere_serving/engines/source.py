@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING, V2Error
+from belvedere_serving.engines.lengths import Lengths
+from belvedere_serving.engines.loading import LoadedRuntime
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
 from belvedere_serving.engines.runtime import TOWER_INPUT
 from belvedere_serving.engines.torch_engine import TorchEngine
@@ -23,15 +25,21 @@ PROGRAMS = {EMBED_TEXT: "embed_text.pt2", EMBED_IMAGE: "embed_image.pt2"}
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Inputs of one tower, row by row, with the ids that pair texts and pictures."""
+    """Inputs of one tower, row by row, with the ids that pair texts and pictures, and the lengths that texts are served in."""
 
     ids: tuple[str, ...]
     array: npt.NDArray[Any]
+    lengths: Lengths | None = None
 
     def take(self, rows: Iterable[int]) -> HeldOut:
         """Return some of the rows."""
         chosen = list(rows)
-        return HeldOut(tuple(self.ids[row] for row in chosen), self.array[chosen])
+        lengths = None if self.lengths is None else self.lengths[chosen]
+        return HeldOut(tuple(self.ids[row] for row in chosen), self.array[chosen], lengths)
+
+    def as_served_by(self, runtime: LoadedRuntime, tower: str) -> HeldOut:
+        """Return the same inputs in the lengths that a runtime is given them in."""
+        return self if runtime.flexible(tower) else HeldOut(self.ids, self.array)
 
 
 class TorchRuntime(TorchEngine):
@@ -68,8 +76,9 @@ def read_held_out(folder: Path) -> dict[str, HeldOut]:
     text = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.text)
     image = ImagePreprocessor(recipe.image)
     try:
+        tokens = text([value for _, value in texts])
         return {
-            EMBED_TEXT: HeldOut(tuple(key for key, _ in texts), text([value for _, value in texts])),
+            EMBED_TEXT: HeldOut(tuple(key for key, _ in texts), tokens, text.lengths(tokens)),
             EMBED_IMAGE: HeldOut(tuple(key for key, _ in images), image([value for _, value in images])),
         }
     except V2Error as error:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from belvedere_platform.errors import BelvedereError, CorruptData, Unavailable
 from belvedere_platform.protocol import EMBEDDING
+from belvedere_serving.engines.lengths import buckets
 from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays
 
 PROFILE_BATCHES = (1, 16, 64)
@@ -42,7 +43,8 @@ def build_plan(
     for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(precision, ()):
         config.set_flag(getattr(trt.BuilderFlag, flag))
     profile = builder.create_optimization_profile()
-    profile.set_shape(network.get_input(0).name, *((batch, *input_shape) for batch in PROFILE_BATCHES))
+    given = network.get_input(0)
+    profile.set_shape(given.name, *profile_shapes(tuple(given.shape), input_shape))
     config.add_optimization_profile(profile)
     cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache and timing_cache.exists() else b"")
     config.set_timing_cache(cache, ignore_mismatch=False)
@@ -55,6 +57,15 @@ def build_plan(
         draft = timing_cache.with_suffix(".draft")
         draft.write_bytes(bytes(config.get_timing_cache().serialize()))
         draft.replace(timing_cache)
+
+
+def profile_shapes(network_shape: tuple[int, ...], longest: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return smallest, usual and largest shape of the input. A text has a length of its own where the network leaves it free."""
+    if network_shape[1] != -1:
+        return [(batch, *longest) for batch in PROFILE_BATCHES]
+    known = buckets(longest[0])
+    lengths = (known[0], known[len(known) // 2], known[-1])
+    return [(batch, length, *longest[1:]) for batch, length in zip(PROFILE_BATCHES, lengths, strict=True)]
 
 
 class TensorRtRuntime:
@@ -100,6 +111,10 @@ class TensorRtRuntime:
     def dimension(self, model_name: str) -> int:
         """Return the length of the model's embeddings."""
         return int(self._engines[model_name].get_tensor_shape(EMBEDDING)[-1])
+
+    def flexible(self, model_name: str) -> bool:
+        """Whether the model takes texts of any length up to its longest."""
+        return int(self._engines[model_name].get_tensor_shape(TOWER_INPUT[model_name])[1]) == -1
 
 
 def _library() -> Any:

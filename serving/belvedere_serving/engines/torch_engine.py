@@ -34,3 +34,9 @@ class TorchEngine:
         graph = self.programs[model_name].graph
         (output,) = (node for node in graph.nodes if node.op == "output")
         return int(output.args[0][0].meta["val"].shape[-1])
+
+    def flexible(self, model_name: str) -> bool:
+        """Whether the model takes texts of any length up to its longest."""
+        program = self.programs[model_name]
+        (given,) = (node for node in program.graph.nodes if node.name == program.graph_signature.user_inputs[0])
+        return not isinstance(given.meta["val"].shape[1], int)

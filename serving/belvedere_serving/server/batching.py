@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from belvedere_platform.protocol import Reason, V2Error
-from belvedere_serving.server.admission import Forecast, Lag, Lane, Pace
+from belvedere_serving.engines.lengths import Lengths, groups, in_order
+from belvedere_serving.server.admission import NEWEST, Forecast, Lag, Lane, Pace
 from belvedere_serving.server.metrics import ServerMetrics
 from belvedere_serving.server.statistics import ModelStatistics
 from belvedere_serving.server.timing import Timing
@@ -43,7 +44,10 @@ def on_thread(call: Callable[[Array], Array], executor: Executor, lag: Lag) -> R
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPolicy:
-    """How large a batch may be, how long it may wait for company, and how much may wait for it."""
+    """How large a batch may be, how long it may wait for company, and how much may wait for it.
+
+    `max_rows`: of inputs of full length; where rows have lengths a batch may have as many tokens, so more of short ones.
+    """
 
     max_rows: int
     wait_seconds: float
@@ -51,12 +55,26 @@ class BatchPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """What rows cost: their tokens. Only rows of one length are run together. Without it each row costs one."""
+
+    full: int
+    lengths: Callable[[Array], Lengths]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Entry:
     array: Array
     answer: asyncio.Future[Array]
+    length: int
     deadline: float
     since: float
     timing: Timing
+
+    @property
+    def cost(self) -> int:
+        """Return what it adds to a batch: a number of tokens, or of rows."""
+        return len(self.array) * self.length
 
 
 class Batcher:
@@ -72,9 +90,14 @@ class Batcher:
         version: str = "",
         lane: Lane | None = None,
         statistics: ModelStatistics | None = None,
+        sizing: Sizing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`version`: named when an input fails; `lane`: what the engine runs on, models of one thread share it."""
+        self._sizing = sizing
+        self._full = sizing.full if sizing else 1
+        self._max_cost = policy.max_rows * self._full
+        self._cost_a_row = float(self._full)
         self._name = name
         self._version = version
         self._run_engine = run
@@ -97,23 +120,29 @@ class Batcher:
 
     @property
     def max_rows(self) -> int:
-        """Return how many inputs are run together at most."""
+        """Return how many inputs of full length are run together at most."""
         return self._policy.max_rows
 
     def work(self, rows: int = 0) -> list[float]:
         """Return the seconds that each batch is expected to take, of what was let in and so many rows behind it."""
-        most, running = self._policy.max_rows, sum(len(entry.array) for entry in self._batch)
+        most, running = self._max_cost, sum(entry.cost for entry in self._batch)
+        known_rows = sum(len(entry.array) for entry in (*self._batch, *self._entries))
         # What one request makes of another's rows, pictures for a text say, waits without having been let in by itself.
-        left = max(self._admitted_rows - running, sum(len(entry.array) for entry in self._entries)) + rows
+        unknown = self._cost_of(max(self._admitted_rows - known_rows, 0) + rows)
+        left = sum(entry.cost for entry in self._entries) + unknown
         # The last of several is taken for a full one: until its turn comes others will have filled it.
         batches = [self.running.expected(min(left, most))] * math.ceil(left / most)
         if self.running_since is not None:
             batches.insert(0, max(0.0, self.running.expected(running) - (self._clock() - self.running_since)))
         return batches
 
+    def _cost_of(self, rows: int) -> int:
+        """Return what rows are expected to cost whose length is not known yet: as much as others of late."""
+        return math.ceil(rows * self._cost_a_row)
+
     def forecast(self, rows: int) -> Forecast:
         """Return when a request of so many rows would be answered. Preparing goes on beside the engine's runs."""
-        prepared = self.preparing.expected(1) * (self._coming_rows + rows) + self.running.expected(rows)
+        prepared = self.preparing.expected(1) * (self._coming_rows + rows) + self.running.expected(self._cost_of(rows))
         seconds = max(prepared, self._lane.expected_seconds(self, rows))
         return Forecast(seconds=seconds, lag_seconds=self._lane.lag.seconds, alone=self._admitted_rows == 0)
 
@@ -156,23 +185,36 @@ class Batcher:
     async def submit(self, array: Array, deadline: float, timing: Timing | None = None) -> Array:
         """Return the outputs for the rows of one request, in parts if there are more than fit a batch."""
         timing = timing or Timing()
-        step = self._policy.max_rows
-        parts = [self._enqueue(array[start : start + step], deadline, timing) for start in range(0, len(array), step)]
+        parts = []
+        for places, rows in groups(array, self._sizing.lengths(array) if self._sizing else None):
+            length = rows.shape[1] if self._sizing else 1
+            step = self._max_cost // length
+            for start in range(0, len(rows), step):
+                answer = self._enqueue(rows[start : start + step], length, deadline, timing)
+                parts.append((places[start : start + step], answer))
         try:
             async with asyncio.timeout(max(0.0, deadline - self._clock())):
-                answers = [await part for part in parts]
+                answers = [(places, await part) for places, part in parts]
         except TimeoutError as error:
             raise V2Error(Reason.DEADLINE_EXCEEDED, f"model '{self._name}' did not answer in time") from error
         finally:
-            for part in parts:
+            for _, part in parts:
                 part.cancel()
-        return answers[0] if len(answers) == 1 else np.concatenate(answers)
+        return in_order(answers)
 
-    def _enqueue(self, array: Array, deadline: float, timing: Timing) -> asyncio.Future[Array]:
+    def _enqueue(self, array: Array, length: int, deadline: float, timing: Timing) -> asyncio.Future[Array]:
         loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work(), name=f"batcher {self._name}")
-        entry = _Entry(array=array, answer=loop.create_future(), deadline=deadline, since=self._clock(), timing=timing)
+        entry = _Entry(
+            array=array,
+            length=length,
+            answer=loop.create_future(),
+            deadline=deadline,
+            since=self._clock(),
+            timing=timing,
+        )
+        self._cost_a_row += NEWEST * (length - self._cost_a_row)
         self._entries.append(entry)
         self._arrived.set()
         return entry.answer
@@ -207,7 +249,7 @@ class Batcher:
         end = self._clock() + self._policy.wait_seconds
         while self._coming_rows or len(self._entries) < self._last_batch:
             left = end - self._clock()
-            if left <= 0 or sum(len(entry.array) for entry in self._entries) >= self._policy.max_rows:
+            if left <= 0 or sum(entry.cost for entry in self._entries) >= self._max_cost:
                 return
             self._arrived.clear()
             try:
@@ -217,20 +259,27 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Entry]:
-        """Take the next batch off the queue, leaving out those whose client has gone or whose time is up."""
+        """Take the next batch off the queue: the oldest, and what has its length. Who has gone or is too late is left out."""
         batch: list[_Entry] = []
-        rows, now = 0, self._clock()
-        while self._entries and rows + len(self._entries[0].array) <= self._policy.max_rows:
+        kept: deque[_Entry] = deque()
+        cost, now = 0, self._clock()
+        while self._entries and cost < self._max_cost:
             entry = self._entries.popleft()
             if entry.answer.done():
                 self._metrics.count_dropped(self._name, "gone")
             elif entry.deadline <= now:
                 self._metrics.count_dropped(self._name, "late")
                 entry.answer.set_exception(V2Error(Reason.DEADLINE_EXCEEDED, f"model '{self._name}' is too busy"))
+            elif batch and entry.length != batch[0].length:
+                kept.append(entry)
+            elif cost + entry.cost > self._max_cost:
+                kept.append(entry)
+                break
             else:
                 batch.append(entry)
-                rows += len(entry.array)
+                cost += entry.cost
                 self._metrics.observe_seconds("queue", self._name, now - entry.since)
+        self._entries.extendleft(reversed(kept))
         self._last_batch = len(batch)
         return batch
 
@@ -247,7 +296,7 @@ class Batcher:
             self.running_since = None
             self._metrics.observe_batch(self._name, sum(len(entry.array) for entry in batch))
             seconds = self._clock() - started
-            self.running.observe(sum(len(entry.array) for entry in batch), seconds)
+            self.running.observe(sum(entry.cost for entry in batch), seconds)
             self._metrics.observe_seconds("model", self._name, seconds)
             self._statistics.ran(sum(len(entry.array) for entry in batch), seconds)
         offset = 0

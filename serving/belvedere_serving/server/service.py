@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from belvedere_platform.errors import InvalidInput
@@ -29,11 +30,12 @@ from belvedere_platform.protocol import (
     V2Error,
     embedding_metadata,
 )
+from belvedere_serving.engines.lengths import buckets
 from belvedere_serving.engines.runtime import TOWER_INPUT, Runtime
 from belvedere_serving.plugins.folder import Plugins
 from belvedere_serving.server import describe
 from belvedere_serving.server.admission import Lane
-from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
+from belvedere_serving.server.batching import Batcher, BatchPolicy, Sizing, on_thread
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.engine_cache import LoadedEngine
 from belvedere_serving.server.head_models import EnginePlace, head_models, warm_up_heads
@@ -291,6 +293,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
                 version=config.version,
                 lane=lane,
                 statistics=counters[tower],
+                sizing=_sizing(engine, tower),
             ),
             statistics=counters[tower],
             metrics=metrics,
@@ -319,6 +322,13 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
     return service
 
 
+def _sizing(engine: LoadedEngine, tower: str) -> Sizing | None:
+    """Return how the inputs of a tower are sized: texts by their tokens, where the engine takes any number of them."""
+    if tower != EMBED_TEXT or not engine.runtime.flexible(tower):
+        return None
+    return Sizing(full=engine.text.context_length, lengths=engine.text.lengths)
+
+
 def chosen(models: Sequence[Model], names: Sequence[str]) -> list[Model]:
     """Return the models of these names, all without any. Raises InvalidInput for one that the engine has not."""
     there = {model.name: model for model in models}
@@ -331,12 +341,14 @@ def chosen(models: Sequence[Model], names: Sequence[str]) -> list[Model]:
 
 def warm_up(engine: LoadedEngine, max_batch_size: int) -> None:
     """Run each tower once alone and once full, so that no client pays for first allocations."""
-    inputs: Mapping[str, Callable[[int], npt.NDArray[Any]]] = {
-        EMBED_TEXT: lambda rows: engine.text([b""] * rows),
-        EMBED_IMAGE: lambda rows: engine.image.blank().repeat(rows, axis=0),
+    full: Mapping[str, Callable[[], npt.NDArray[Any]]] = {
+        EMBED_TEXT: lambda: engine.text([b""]),
+        EMBED_IMAGE: engine.image.blank,
     }
-    for rows in (1, max_batch_size):
-        for tower in engine.towers:
-            engine.runtime.run(tower, {TOWER_INPUT[tower]: inputs[tower](rows)})
+    for tower in engine.towers:
+        (sample,), sizing = full[tower](), _sizing(engine, tower)
+        for length in buckets(sizing.full) if sizing else (len(sample),):
+            for rows in (1, max_batch_size * len(sample) // length):
+                engine.runtime.run(tower, {TOWER_INPUT[tower]: np.repeat(sample[np.newaxis, :length], rows, axis=0)})
     if engine.heads is not None:
         warm_up_heads(engine.heads, engine.image, engine.text)

@@ -45,6 +45,17 @@ def run_apart(run: Callable[[Array], Array], arrays: Sequence[Array]) -> list[Ar
     return [_finite(part) for part in np.split(outputs, ends[:-1])]
 
 
+def run_by_shape(run: Callable[[Array], Array], arrays: Sequence[Array]) -> list[Array | Exception]:
+    """Return the outputs of each array; those whose rows have one shape are run together."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, array in enumerate(arrays):
+        places.setdefault(array.shape[1:], []).append(place)
+    found: dict[int, Array | Exception] = {}
+    for alike in places.values():
+        found |= zip(alike, run_apart(run, [arrays[place] for place in alike]), strict=True)
+    return [found[place] for place in range(len(arrays))]
+
+
 def _finite(outputs: Array) -> Array | Exception:
     if math.isfinite(float(np.sum(outputs))):
         return outputs

@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from belvedere_platform.protocol import EMBEDDING, Reason, V2Error
 from belvedere_serving.engines.loading import load_runtime
 from belvedere_serving.engines.runtime import TOWER_INPUT
-from belvedere_serving.triton.backend import parameters_of, run_apart, triton_error
+from belvedere_serving.triton.backend import parameters_of, run_by_shape, triton_error
 
 
 class TritonPythonModel:
@@ -25,10 +25,10 @@ class TritonPythonModel:
         self._runtime = load_runtime(folder, (self._tower,), threads=int(parameters["threads"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests together; if that fails, each alone, so that only the one at fault gets the error."""
+        """Run the requests of each length together; if that fails, each alone, so that only the one at fault gets the error."""
         name = TOWER_INPUT[self._tower]
         arrays = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
-        return [self._response(outcome) for outcome in run_apart(self._run, arrays)]
+        return [self._response(outcome) for outcome in run_by_shape(self._run, arrays)]
 
     def _run(self, rows: Any) -> Any:
         return self._runtime.run(self._tower, {TOWER_INPUT[self._tower]: rows})[EMBEDDING]

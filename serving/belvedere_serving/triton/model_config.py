@@ -6,7 +6,7 @@ whose runs Triton batches. Neither the name nor the shape that a client sees dif
 
 from __future__ import annotations
 
-import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.protocol import EMBED_TEXT, EMBEDDING, INPUT_OF
+from belvedere_serving.engines.lengths import buckets
 from belvedere_serving.engines.runtime import TOWER_INPUT
 from belvedere_serving.triton.options import EngineBackend, RepositoryOptions
 
@@ -33,11 +34,22 @@ _KIND = {"tensorrt": pb.ModelInstanceGroup.KIND_GPU}
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """One V2 model: what its engine takes and gives, without the batch."""
+    """One V2 model: what its engine takes and gives, without the batch. `flexible`: texts of any length up to `input_shape`."""
 
     name: str
     input_shape: tuple[int, ...]
     dimension: int
+    flexible: bool = False
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Return the shape of an input as Triton has it; -1 where it may differ."""
+        return (-1,) if self.flexible else self.input_shape
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes that inputs come in."""
+        return tuple((length,) for length in buckets(*self.input_shape)) if self.flexible else (self.input_shape,)
 
     @property
     def preprocess_model(self) -> str:
@@ -81,10 +93,14 @@ def preprocess(tower: Tower, options: RepositoryOptions) -> Any:
     """Return the model from BYTES to arrays. It takes one request at a time, of any number of inputs."""
     config = pb.ModelConfig(name=tower.preprocess_model, backend="python", max_batch_size=0)
     config.input.add(name=INPUT_OF[tower.name], data_type=pb.TYPE_STRING, dims=[-1])
-    config.output.add(name=TOWER_INPUT[tower.name], data_type=tower.input_type, dims=[-1, *tower.input_shape])
+    config.output.add(name=TOWER_INPUT[tower.name], data_type=tower.input_type, dims=[-1, *tower.dims])
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=options.preprocess_instances)
+    sample = config.model_warmup.add(name="one", batch_size=1).inputs[INPUT_OF[tower.name]]
+    sample.data_type, sample.input_data_file = pb.TYPE_STRING, INPUT_OF[tower.name]
+    sample.dims.append(1)
     config.version_policy.specific.versions.append(options.version_number)
-    _note(config, tower=tower.name, max_rows=str(options.max_rows_a_request))
+    lengths = "any" if tower.flexible else "one"
+    _note(config, tower=tower.name, max_rows=str(options.max_rows_a_request), lengths=lengths)
     return config
 
 
@@ -97,7 +113,13 @@ def engine(tower: Tower, options: RepositoryOptions) -> Any:
         max_batch_size=options.max_rows_a_request,
         default_model_filename=ENGINE_FILE[options.backend],
     )
-    config.input.add(name=TOWER_INPUT[tower.name], data_type=tower.input_type, dims=tower.input_shape)
+    config.input.add(
+        name=TOWER_INPUT[tower.name],
+        data_type=tower.input_type,
+        dims=tower.dims,
+        # Texts of several lengths may come in one batch: our code runs each length apart. Other backends get one length.
+        allow_ragged_batch=tower.flexible and options.backend == "python",
+    )
     config.output.add(name=EMBEDDING, data_type=pb.TYPE_FP32, dims=[tower.dimension])
     _batching(config, options)
     _instances(config, options)
@@ -132,19 +154,25 @@ def _instances(config: Any, options: RepositoryOptions) -> None:
 
 
 def _warm_up(config: Any, tower: Tower, options: RepositoryOptions) -> None:
-    """Run one input alone and a full batch before the model is ready, from a file with a real input."""
-    array = TOWER_INPUT[tower.name]
-    for rows in dict.fromkeys((1, options.max_batch_size)):
-        sample = config.model_warmup.add(name=f"rows_{rows}", batch_size=rows)
-        data = sample.inputs[array]
-        data.data_type = tower.input_type
-        data.dims.extend(tower.input_shape)
-        data.input_data_file = array
+    """Run one input alone and a full batch of each shape before the model is ready, from files with a real input."""
+    for shape in tower.shapes:
+        for rows in dict.fromkeys((1, options.max_batch_size)):
+            sample = config.model_warmup.add(name=f"rows_{rows}_of_{'x'.join(map(str, shape))}", batch_size=rows)
+            data = sample.inputs[TOWER_INPUT[tower.name]]
+            data.data_type = tower.input_type
+            data.dims.extend(shape)
+            data.input_data_file = warm_up_file(tower, shape)
 
 
-def warm_up_bytes(tower: Tower) -> int:
-    """Return how long the file with the warm-up input must be."""
-    return math.prod(tower.input_shape) * (8 if tower.input_type == pb.TYPE_INT64 else 4)
+def warm_up_file(tower: Tower, shape: tuple[int, ...]) -> str:
+    """Return the name of the file with a warm-up input of a shape."""
+    name = TOWER_INPUT[tower.name]
+    return f"{name}_{shape[0]}" if tower.flexible else name
+
+
+def warm_up_element(element: bytes) -> bytes:
+    """Return the file with one BYTES input: its length, then itself."""
+    return struct.pack("<I", len(element)) + element
 
 
 def _note(config: Any, **parameters: str) -> None:

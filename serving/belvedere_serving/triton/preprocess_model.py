@@ -26,7 +26,8 @@ class TritonPythonModel:
         recipe = Recipe.read(folder / "preprocess.json")
         self._prepare: Any
         if self._tower == EMBED_TEXT:
-            self._prepare = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.text)
+            text = TextPreprocessor((folder / "tokenizer.json").read_text(encoding="utf-8"), recipe.text)
+            self._prepare = text.shortened if parameters["lengths"] == "any" else text
         else:
             self._prepare = ImagePreprocessor(recipe.image)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Mapping
@@ -9,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from PIL import Image
 
 from belvedere_platform.errors import CorruptData, InvalidInput
-from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT
+from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, INPUT_OF
 from belvedere_serving.engines.loading import ENGINE_FILE as VARIANT_FILE
 from belvedere_serving.engines.loading import load_runtime
-from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
-from belvedere_serving.engines.runtime import TOWER_INPUT
+from belvedere_serving.engines.preprocess import WHITE, ImagePreprocessor, Recipe, TextPreprocessor
 from belvedere_serving.triton import model_config
-from belvedere_serving.triton.model_config import ENGINE_FILE, Tower
+from belvedere_serving.triton.model_config import ENGINE_FILE, Tower, warm_up_file
 from belvedere_serving.triton.model_file import model_file
 from belvedere_serving.triton.options import EngineBackend, RepositoryOptions
 
@@ -38,13 +39,31 @@ def write_repository(engine: Path, target: Path, options: RepositoryOptions) -> 
         _write_model(target, model_config.pipeline(tower, options), {}, options)
         prepared: Files = {name: engine / name for name in ("preprocess.json", "tokenizer.json")}
         prepared |= {"model.py": model_file("preprocess_model")}
-        _write_model(target, model_config.preprocess(tower, options), prepared, options)
+        folder = _write_model(target, model_config.preprocess(tower, options), prepared, options)
+        element = b"" if tower.name == EMBED_TEXT else _white_picture()
+        _warm_up_with(folder, {INPUT_OF[tower.name]: model_config.warm_up_element(element)})
         folder = _write_model(
             target, model_config.engine(tower, options), _engine_files(engine, tower.name, options), options
         )
-        (folder / "warmup").mkdir()
-        (folder / "warmup" / TOWER_INPUT[tower.name]).write_bytes(sample.tobytes())
+        inputs = {
+            warm_up_file(tower, shape): sample[:, : shape[0]].tobytes() if tower.flexible else sample.tobytes()
+            for shape in tower.shapes
+        }
+        _warm_up_with(folder, inputs)
     return target
+
+
+def _white_picture() -> bytes:
+    # No square: it is scaled and padded, as most are.
+    out = io.BytesIO()
+    Image.new("RGB", (48, 32), WHITE).save(out, "PNG")
+    return out.getvalue()
+
+
+def _warm_up_with(folder: Path, files: Mapping[str, bytes]) -> None:
+    (folder / "warmup").mkdir()
+    for name, content in files.items():
+        (folder / "warmup" / name).write_bytes(content)
 
 
 def _towers(engine: Path, options: RepositoryOptions) -> dict[Tower, npt.NDArray[Any]]:
@@ -54,7 +73,12 @@ def _towers(engine: Path, options: RepositoryOptions) -> dict[Tower, npt.NDArray
     inputs: dict[str, npt.NDArray[Any]] = {EMBED_TEXT: text, EMBED_IMAGE: ImagePreprocessor(recipe.image).blank()}
     runtime = load_runtime(engine, tuple(inputs), threads=options.threads)
     return {
-        Tower(name=name, input_shape=array.shape[1:], dimension=runtime.dimension(name)): array
+        Tower(
+            name=name,
+            input_shape=array.shape[1:],
+            dimension=runtime.dimension(name),
+            flexible=runtime.flexible(name),
+        ): array
         for name, array in inputs.items()
     }
 

@@ -84,11 +84,12 @@ def picture(colour: tuple[int, int, int], corner: int, size: int = SIZE, kind: s
     return out.getvalue()
 
 
-def exported(tower: nn.Module, example: torch.Tensor, name: str) -> bytes:
-    """Return the serialized program with a batch of any size."""
-    program = torch.export.export(
-        tower.eval(), (example,), dynamic_shapes={name: {0: torch.export.Dim("n", min=1, max=4096)}}
-    )
+def exported(tower: nn.Module, example: torch.Tensor, name: str, longest: int | None = None) -> bytes:
+    """Return the serialized program with a batch of any size, and texts of any length up to the longest."""
+    free = {0: torch.export.Dim("n", min=1, max=4096)}
+    if longest is not None:
+        free[1] = torch.export.Dim("length", min=2, max=longest)
+    program = torch.export.export(tower.eval(), (example,), dynamic_shapes={name: free})
     out = io.BytesIO()
     torch.export.save(program, out)
     return out.getvalue()
@@ -113,14 +114,19 @@ def parity_lines() -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def files(*, num_words: int = len(WORDS), seed: int = 0) -> dict[str, Path | bytes]:
+def files(*, num_words: int = len(WORDS), seed: int = 0, flexible: bool = True) -> dict[str, Path | bytes]:
     """Return the files of a model artifact."""
     torch.manual_seed(seed)
     preprocess = {
         "image": {"size": SIZE, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         "text": {"contextLength": CONTEXT, "padId": 0},
     }
-    text = exported(TextTower(num_words=num_words), torch.ones(2, CONTEXT, dtype=torch.int64), "tokens")
+    text = exported(
+        TextTower(num_words=num_words),
+        torch.ones(2, CONTEXT - flexible, dtype=torch.int64),
+        "tokens",
+        CONTEXT if flexible else None,
+    )
     image = exported(ImageTower(), torch.zeros(2, 3, SIZE, SIZE), "pixels")
     return {
         "embed_text.pt2": text,

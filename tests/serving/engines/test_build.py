@@ -63,6 +63,31 @@ def test_the_result_is_what_the_status_of_an_engine_holds(store: ArtifactStore, 
     assert set(store.config(fp32.digest)) >= {"modelDigest", "target", "parity", "latency", "toolchain", "device"}
 
 
+def test_texts_are_as_near_in_every_length_and_short_ones_are_run_short(
+    store: ArtifactStore, model: str, fp32: EngineResult, tmp_path: Path
+) -> None:
+    shown = fp32.config["methods"]["embed_text"]["fp32"]["cosineMinByLength"]
+    assert set(shown) == {"8", "12"}
+    assert min(shown.values()) == pytest.approx(1, abs=1e-6)
+    runtime = OnnxRuntime({EMBED_TEXT: store.pull(fp32.digest, tmp_path / "engine") / "embed_text.onnx"})
+    held_out = read_held_out(store.pull(model, tmp_path / "model"))[EMBED_TEXT]
+    assert runtime.flexible(EMBED_TEXT)
+    assert held_out.lengths is not None
+    assert set(held_out.lengths.tolist()) == {8}
+    short = measure.embed(runtime, EMBED_TEXT, held_out.array, held_out.lengths)
+    np.testing.assert_allclose(short, measure.embed(runtime, EMBED_TEXT, held_out.array), atol=1e-6)
+
+
+def test_a_model_that_takes_texts_of_one_length_is_built_and_run_in_it(
+    store: ArtifactStore, stand_in: ModuleType, tmp_path: Path
+) -> None:
+    result = build(store, stand_in.push(store, flexible=False, seed=5), EngineTarget(), ParityGate())
+    assert result.passed
+    assert "cosineMinByLength" not in result.config["methods"]["embed_text"]["fp32"]
+    runtime = OnnxRuntime({EMBED_TEXT: store.pull(result.digest, tmp_path / "engine") / "embed_text.onnx"})
+    assert not runtime.flexible(EMBED_TEXT)
+
+
 def test_an_int8_engine_is_the_fastest_that_is_near_enough(store: ArtifactStore, model: str) -> None:
     result = build(store, model, EngineTarget(precision="int8"), LOOSE)
     assert result.passed

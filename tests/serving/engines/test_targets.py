@@ -106,6 +106,11 @@ def test_another_runtime_gives_the_answers_of_torch(
         loaded.run(tower, {TOWER_INPUT[tower]: held_out[tower].array[::-1]})
         np.testing.assert_array_equal(first, kept)
         assert loaded.dimension(tower) == expected.shape[1]
+        assert loaded.flexible(tower) == (tower == EMBED_TEXT)
+    short = {TOWER_INPUT[EMBED_TEXT]: held_out[EMBED_TEXT].array[:, :8]}
+    np.testing.assert_allclose(
+        loaded.run(EMBED_TEXT, short)[EMBEDDING], torch.run(EMBED_TEXT, short)[EMBEDDING], atol=1e-5
+    )
 
 
 @pytest.mark.slow

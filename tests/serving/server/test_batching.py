@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from belvedere_platform.protocol import Reason, V2Error
-from belvedere_serving.server.batching import Array, Batcher, BatchPolicy
+from belvedere_serving.server.batching import Array, Batcher, BatchPolicy, Sizing
 
 FAR = 1e12
 
@@ -35,9 +35,11 @@ class Engine:
         return rows * 2
 
 
-def a_batcher(engine: Callable[[Array], Awaitable[Array]], metrics: Any, **changes: Any) -> Batcher:
+def a_batcher(
+    engine: Callable[[Array], Awaitable[Array]], metrics: Any, *, sizing: Sizing | None = None, **changes: Any
+) -> Batcher:
     policy = {"max_rows": 4, "wait_seconds": 0.0, "max_waiting_rows": 8, **changes}
-    return Batcher("m", engine, BatchPolicy(**policy), metrics)
+    return Batcher("m", engine, BatchPolicy(**policy), metrics, sizing=sizing)
 
 
 def rows(*values: float) -> Array:
@@ -190,4 +192,89 @@ async def test_every_request_gets_its_own_rows_back(requests: list[list[int]], m
             assert not isinstance(answer, BaseException)
             assert answer[:, 0].tolist() == [2 * value for value in request]
     assert all(len(batch) <= max_rows for batch in engine.batches)
+    await batcher.close()
+
+
+class TextEngine:
+    """Sums the tokens of each text; notes the shape of each run."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.gate = asyncio.Event()
+
+    async def __call__(self, rows: Array) -> Array:
+        self.shapes.append(rows.shape)
+        await self.gate.wait()
+        return rows.sum(1, keepdims=True).astype(np.float32)
+
+
+LENGTHS = (2, 4, 8)
+
+
+def text(*sizes: int) -> Array:
+    """Return texts of so many ones each, padded to the longest length."""
+    return (np.arange(LENGTHS[-1]) < np.array(sizes)[:, None]).astype(np.int64)
+
+
+def by_tokens() -> Sizing:
+    def lengths(tokens: Array) -> Any:
+        return np.array(LENGTHS)[np.searchsorted(LENGTHS, tokens.sum(1))]
+
+    return Sizing(full=LENGTHS[-1], lengths=lengths)
+
+
+async def test_texts_are_run_with_others_of_their_length_oldest_first(recorded: Any) -> None:
+    engine = TextEngine()
+    batcher = a_batcher(engine, recorded, sizing=by_tokens())
+    first = asyncio.create_task(batcher.submit(text(8), FAR))
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(batcher.submit(text(size), FAR)) for size in (3, 7, 4, 1, 8)]
+    await asyncio.sleep(0)
+    engine.gate.set()
+    answers = await asyncio.gather(first, *others)
+    assert [float(answer[0, 0]) for answer in answers] == [8, 3, 7, 4, 1, 8]
+    assert engine.shapes == [(1, 8), (2, 4), (2, 8), (1, 2)]
+    await batcher.close()
+
+
+async def test_a_batch_has_so_many_tokens_so_more_of_short_texts(recorded: Any) -> None:
+    engine = TextEngine()
+    engine.gate.set()
+    batcher = a_batcher(engine, recorded, sizing=by_tokens(), max_rows=2)
+    answer = await batcher.submit(text(*[2] * 9, *[8] * 3), FAR)
+    assert answer[:, 0].tolist() == [2] * 9 + [8] * 3
+    assert engine.shapes == [(8, 2), (1, 2), (2, 8), (1, 8)]
+    await batcher.close()
+
+
+async def test_what_waits_is_forecast_by_its_tokens(recorded: Any) -> None:
+    engine = TextEngine()
+    engine.gate.set()
+    batcher = a_batcher(engine, recorded, sizing=by_tokens(), max_rows=2, max_waiting_rows=64)
+    batcher.running.observe(8, 1.0)
+    assert batcher.work(4) == [2.0, 2.0]  # not seen before, they are taken for long ones
+    for _ in range(24):
+        await batcher.submit(text(2), FAR)
+    batcher.running.observe(8, 1.0)
+    assert len(batcher.work(4)) == 1
+    await batcher.close()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    requests=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=9), min_size=1, max_size=12),
+    max_rows=st.integers(1, 4),
+)
+async def test_every_text_gets_its_own_answer_and_no_batch_has_too_many_tokens(
+    requests: list[list[int]], max_rows: int
+) -> None:
+    from belvedere_serving.server.metrics import NoMetrics
+
+    engine = TextEngine()
+    engine.gate.set()
+    batcher = a_batcher(engine, NoMetrics(), sizing=by_tokens(), max_rows=max_rows)
+    answers = await asyncio.gather(*(batcher.submit(text(*request), FAR) for request in requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert answer[:, 0].tolist() == request
+    assert all(rows * length <= max_rows * LENGTHS[-1] for rows, length in engine.shapes)
     await batcher.close()

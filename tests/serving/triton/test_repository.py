@@ -15,7 +15,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_platform.protocol import Reason, V2Error
-from belvedere_serving.triton.backend import run_apart, triton_error
+from belvedere_serving.engines import lengths
+from belvedere_serving.engines.runtime import OnnxRuntime
+from belvedere_serving.triton.backend import run_apart, run_by_shape, triton_error
 from belvedere_serving.triton.model_config import parse
 from belvedere_serving.triton.options import RepositoryOptions, version_number
 from belvedere_serving.triton.repository import write_repository
@@ -72,6 +74,33 @@ def test_the_engine_batches_warms_up_takes_turns_and_bounds_its_queue(engine: Pa
     assert (config.instance_group[0].count, config.response_cache.enable) == (2, True)
     assert config.instance_group[0].rate_limiter.resources[0].name == "engine_lane"
     assert [sample.batch_size for sample in config.model_warmup] == [1, 8]
+
+
+def test_texts_of_any_length_are_padded_to_a_few_and_each_is_warmed_up(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxRuntime, "flexible", lambda self, name: name == "embed_text")
+    monkeypatch.setattr(lengths, "SHORTEST", 3)
+    found = write(engine, max_batch_size=8)
+    config = found["embed_text_engine"]
+    assert (list(config.input[0].dims), config.input[0].allow_ragged_batch) == ([-1], True)
+    assert list(found["embed_text_preprocess"].output[0].dims) == [-1, -1]
+    warmed = [(one.batch_size, list(one.inputs["tokens"].dims)) for one in config.model_warmup]
+    assert warmed == [(1, [3]), (8, [3]), (1, [6]), (8, [6])]
+    files = {
+        path.name: path.stat().st_size for path in (engine.parent / "repository/embed_text_engine/warmup").iterdir()
+    }
+    assert files == {"tokens_3": 3 * 8, "tokens_6": 6 * 8}
+    assert found["embed_image_engine"].input[0].allow_ragged_batch is False
+
+
+def test_what_prepares_is_warmed_up_with_a_real_input(engine: Path) -> None:
+    found = write(engine)
+    for tower, name in (("embed_text", "TEXT"), ("embed_image", "IMAGE")):
+        (sample,) = found[f"{tower}_preprocess"].model_warmup
+        assert (sample.batch_size, list(sample.inputs[name].dims)) == (1, [1])
+        content = (engine.parent / "repository" / f"{tower}_preprocess" / "warmup" / name).read_bytes()
+        assert int.from_bytes(content[:4], "little") == len(content) - 4
 
 
 def test_a_warm_up_file_holds_one_input(engine: Path, tiny: ModuleType) -> None:
@@ -139,6 +168,19 @@ def test_only_the_request_at_fault_fails(values: list[int]) -> None:
             assert isinstance(outcome, Exception)
         else:
             np.testing.assert_array_equal(np.asarray(outcome), [value, 1])
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=8))
+def test_arrays_of_one_shape_are_run_together_and_answered_in_order(widths: list[int]) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def run(rows: Any) -> Any:
+        shapes.append(rows.shape)
+        return rows.sum(1, keepdims=True)
+
+    outcomes = run_by_shape(run, [np.ones((2, width)) for width in widths])
+    assert [np.asarray(outcome).tolist() for outcome in outcomes] == [[[width]] * 2 for width in widths]
+    assert sorted(shape[1] for shape in shapes) == sorted(set(widths))
 
 
 def test_an_error_keeps_its_kind() -> None:

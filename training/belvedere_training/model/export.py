@@ -34,17 +34,19 @@ class _EmbedImage(nn.Module):
 
 
 def export_towers(model: DualStream) -> dict[str, bytes]:
-    """Return embed_text.pt2 (input `tokens` [n, L]) and embed_image.pt2 (input `pixels` [n, 3, S, S]), batch dynamic."""
+    """Return embed_text.pt2 (input `tokens` [n, l], l up to the longest text) and embed_image.pt2 (`pixels` [n, 3, S, S])."""
     config = model.config
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # A plain copy: no channels-last strides, no gradients, the caller's mode untouched. Fusion and heads stay behind.
     model = DualStream(config).eval()
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    tokens_BT = torch.ones(2, config.text.max_length, dtype=torch.long)
+    # One shorter than the longest: an exporter takes a size that equals another for the same.
+    tokens_BT = torch.ones(2, config.text.max_length - 1, dtype=torch.long)
+    lengths = {1: Dim("length", min=2, max=config.text.max_length)}
     pixels_B3SS = torch.zeros(2, 3, config.vision.image_size, config.vision.image_size)
     programs = {
-        "embed_text.pt2": _program(_only(_EmbedText(model), "text"), tokens_BT, "tokens"),
-        "embed_image.pt2": _program(_only(_EmbedImage(model), "vision"), pixels_B3SS, "pixels"),
+        "embed_text.pt2": _program(_only(_EmbedText(model), "text"), tokens_BT, "tokens", lengths),
+        "embed_image.pt2": _program(_only(_EmbedImage(model), "vision"), pixels_B3SS, "pixels", {}),
     }
     return programs
 
@@ -59,9 +61,10 @@ def _only(wrapper: Any, tower: str) -> Any:
     return wrapper.eval()
 
 
-def _program(wrapper: nn.Module, example: Tensor, name: str) -> bytes:
+def _program(wrapper: nn.Module, example: Tensor, name: str, free: dict[int, Dim]) -> bytes:
+    shapes = {name: {0: Dim("batch", min=1, max=4096), **free}}
     with torch.no_grad():
-        program = export(wrapper, (example,), dynamic_shapes={name: {0: Dim("batch", min=1, max=4096)}})
+        program = export(wrapper, (example,), dynamic_shapes=shapes)
     out = io.BytesIO()
     torch.export.save(program, out)
     return out.getvalue()
