@@ -92,6 +92,7 @@ def _spec(
         "batchWaitMilliseconds": spec.batching.wait_milliseconds,
         "maxQueuedRequests": spec.batching.max_queued_requests,
         "threads": max(1, math.floor(spec.resources.cpu)),
+        **(spec.server.arguments() if spec.server else {}),
     }
     return {
         "serveConfigV2": _serve_config(service, version, spec, arguments, replicas),

@@ -53,6 +53,9 @@ def server(
 def intent(spec: ModelServiceSpec, engine_digest: str) -> str:
     """Return a digest of all that a service asks of the replicas of a version."""
     asked = spec.model_dump(mode="json", by_alias=True, include={"model", "batching", "resources", "pod"})
+    # Not the field itself: a service that says nothing of its server keeps its replicas when Belvedere is upgraded.
+    if told := spec.server.arguments() if spec.server else {}:
+        asked["server"] = told
     text = json.dumps({**asked, "engineDigest": engine_digest}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

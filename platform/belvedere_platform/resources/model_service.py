@@ -214,6 +214,57 @@ class Batching(Part):
     max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
 
 
+ServedName = Literal["embed_text", "embed_image", "match", "explain", "caption", "answer"]
+
+
+class WritingOptions(Part):
+    """How a replica writes texts (`caption` and `answer`). What is left out is the server's to choose: docs/serving.md."""
+
+    max_running_texts: Annotated[
+        int | None, Field(ge=1, le=1024, description="texts written at once; others wait for their turn")
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, Field(ge=1, le=4096, description="words of a text at most, whatever its request asks for")
+    ] = None
+    cache_blocks: Annotated[
+        int | None,
+        Field(
+            ge=1, le=1_000_000, description="blocks of the key-value cache; when they run out the youngest text waits"
+        ),
+    ] = None
+    cache_block_size: Annotated[int | None, Field(ge=1, le=256, description="tokens in a block")] = None
+    cache_precision: Annotated[
+        Literal["fp32", "int8"] | None, Field(description="int8 keeps about a quarter of the bytes")
+    ] = None
+    feature_cache_mebibytes: Annotated[
+        float | None, Field(ge=0, le=65536, description="pictures kept encoded for the next question about them")
+    ] = None
+
+
+class ServerOptions(Part):
+    """What the Ray Serve application of a replica is told beyond batching."""
+
+    models: Annotated[
+        tuple[ServedName, ...],
+        Field(max_length=6, description="which of the engine's models to serve, and so to load; all when left out"),
+    ] = ()
+    plugins: Annotated[
+        str | None,
+        Field(
+            pattern=r"^/",
+            max_length=4096,
+            description="a folder of plugins as a replica sees it; `pod.volumes` may bring it there",
+        ),
+    ] = None
+    writing: WritingOptions | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what is given, as the application's arguments."""
+        written = self.writing.model_dump(mode="json", by_alias=True, exclude_none=True) if self.writing else {}
+        given = {"models": list(self.models), "plugins": self.plugins}
+        return {**{name: value for name, value in given.items() if value}, **written}
+
+
 class ReplicaResources(Part):
     """What one replica asks for."""
 
@@ -235,9 +286,16 @@ class ModelServiceSpec(Part):
     rollout: Rollout = Rollout()
     routing: Routing = Routing()
     batching: Batching = Batching()
+    server: Annotated[ServerOptions | None, Field(description="models, plugins and writing of a rayServe replica")] = (
+        None
+    )
     resources: ReplicaResources = ReplicaResources()
     pod: PodPatch = PodPatch()
     cel: ClassVar = (
+        CelRule(
+            rule="!has(self.server) || self.backend == 'rayServe'",
+            message="server is for backend rayServe; Triton serves the two towers alone, without plugins",
+        ),
         CelRule(
             rule="self.backend == oldSelf.backend",
             message="backend cannot be changed while versions are served by it: make a new ModelService",

@@ -29,6 +29,8 @@ class ServerConfig(BaseModel):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     request_timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60
     max_running_texts: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_new_tokens: Annotated[int | None, Field(ge=1, le=4096)] = None
+    """Words of a text at most; without it as many as the model and the cache have room for."""
     cache_blocks: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
     cache_block_size: Annotated[int, Field(ge=1, le=256)] = 16
     cache_precision: Literal["fp32", "int8"] = "fp32"

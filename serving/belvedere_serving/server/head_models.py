@@ -85,7 +85,10 @@ def head_models(
             max_texts=config.max_rows_waiting,
         )
         models += [
-            WritingModel(**named(name), writer=writer, geometry=decoder, text=text) for name in (CAPTION, ANSWER)
+            WritingModel(
+                **named(name), writer=writer, geometry=decoder, text=text, max_new_tokens=config.max_new_tokens
+            )
+            for name in (CAPTION, ANSWER)
         ]
     return models
 

@@ -207,6 +207,7 @@ class WritingModel(Head):
     writer: Writer
     geometry: Geometry
     text: TextPreprocessor
+    max_new_tokens: int | None = None
     decoupled: bool = True
 
     @property
@@ -266,7 +267,7 @@ class WritingModel(Head):
         room = self.writer.room(len(prompt))
         writing = Writing(
             prompt=prompt,
-            max_new_tokens=min(room, parameters.max_tokens or room),
+            max_new_tokens=min(room, parameters.max_tokens or room, self.max_new_tokens or room),
             picture=state,
             sampling=parameters.sampling(row),
         )

@@ -12,6 +12,7 @@ from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
 from belvedere_operators.manifests.rayservice import ray_service
+from belvedere_operators.manifests.server import intent
 from belvedere_platform.resources import GatewayRoute, ModelService
 
 PODS = PodSettings(
@@ -50,6 +51,25 @@ def test_the_application_is_told_everything_it_needs(built):
     (deployment,) = application["deployments"]
     assert (deployment["name"], deployment["num_replicas"]) == ("V2Server", 3)
     assert deployment["ray_actor_options"] == {"num_cpus": 0.5, "resources": {"belvedere_slot": 1}}
+
+
+def test_what_a_service_says_of_its_server_reaches_the_application(owner, spec):
+    writing = {"maxRunningTexts": 8, "maxNewTokens": 16, "cacheBlocks": 32, "cacheBlockSize": 16}
+    said = {"models": ["caption"], "plugins": "/plugins", "writing": {**writing, "cachePrecision": "int8"}}
+    asked = ModelService.model_validate({**owner, "spec": {**owner["spec"], "server": said}}).spec
+    made = ray_service(owner, asked, version="v2", engine_digest="sha256:" + "b" * 64, replicas=1, pods=PODS)
+    (application,) = yaml.safe_load(made["spec"]["serveConfigV2"])["applications"]
+    given = {"models": ["caption"], "plugins": "/plugins", **writing, "cachePrecision": "int8"}
+    assert given.items() <= application["args"].items()
+
+
+def test_only_who_says_something_of_its_server_gets_new_replicas_for_it(owner, spec):
+    def asked(**server):
+        given = ModelService.model_validate({**owner, "spec": {**owner["spec"], "server": server}}).spec
+        return intent(given, "sha256:" + "b" * 64)
+
+    assert asked() == intent(spec, "sha256:" + "b" * 64)
+    assert len({asked(), asked(models=["caption"]), asked(plugins="/p"), asked(writing={"cacheBlocks": 9})}) == 4
 
 
 def test_replicas_are_reached_directly_and_probed_without_serves_proxy(built):

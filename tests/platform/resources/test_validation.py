@@ -47,6 +47,16 @@ def service(**spec: Any) -> dict[str, Any]:
         ({"rollout": {"steps": [{}]}}, "spec.rollout.steps[0].weight is missing; it must be a whole number"),
         ({"version": "x" * 64}, "it must have at most 63 characters"),
         ({"version": "v1\n"}, "it must match ^[a-z0-9]"),
+        (
+            {"server": {"models": ["caption", "translate"]}},
+            "spec.server.models[1] is 'translate'; it must be embed_text, embed_image, match, explain, caption or answer",
+        ),
+        ({"server": {"plugins": "plugins"}}, "spec.server.plugins is 'plugins'; it must match ^/"),
+        (
+            {"server": {"writing": {"cacheBlocks": 0}}},
+            "spec.server.writing.cacheBlocks is 0; it must be at least 1",
+        ),
+        ({"backend": "triton", "server": {}}, "server is for backend rayServe; Triton serves the two towers alone"),
         ({"scaling": {"minReplicas": 3}}, "spec.scaling: scaling.minReplicas must not be greater than"),
         ({"slo": {"availability": float("nan")}}, "spec.slo.availability is nan"),
     ],

@@ -230,6 +230,22 @@ async def test_generate_and_its_events(url: str, picture: bytes, expected: Calla
     assert 0 < score["SCORE"] < 1
 
 
+async def test_a_server_may_say_how_long_texts_become(
+    engine: engine_cache.LoadedEngine,
+    a_config: Callable[..., ServerConfig],
+    recorded: Any,
+    picture: bytes,
+    expected: Callable[..., str],
+) -> None:
+    made = service.assemble(engine, a_config(maxNewTokens=3), recorded)
+    async with bare.serving(made) as bound:
+        for asked in ({}, {"max_tokens": 6}, {"max_tokens": 2}):
+            body = {"IMAGE": data_url(picture), "TEXT": "a red", **asked}
+            _, answer = await post(f"http://127.0.0.1:{bound[0]}/v2/models/answer/generate", body)
+            assert answer["TEXT"] == expected(picture, "a red", min(3, asked.get("max_tokens", 3)))
+    await made.close()
+
+
 @pytest.mark.parametrize(
     ("model", "changes", "words"),
     [
