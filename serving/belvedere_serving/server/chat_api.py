@@ -24,8 +24,8 @@ from belvedere_platform.protocol import (
     invalid,
 )
 from belvedere_serving.server import openai_api
+from belvedere_serving.server.data_url import picture_of
 from belvedere_serving.server.event_stream import EventStream, event
-from belvedere_serving.server.generate_api import picture_of
 from belvedere_serving.server.heads import FINISH_REASON, NUM_PROMPT, NUM_WRITTEN
 from belvedere_serving.server.service import InferenceService
 

@@ -10,19 +10,15 @@ from pydantic.alias_generators import to_camel
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.base import Digest
+from belvedere_serving.server.batching import BatchPolicy
 
 
-class ServerConfig(BaseModel):
-    """One version of one service, and how its requests are grouped."""
+class ModelOptions(BaseModel):
+    """How the models of an engine are run, by whichever server: batches, queues, texts."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
 
-    service: str
-    namespace: str = "default"
-    model: str
     version: str
-    engine_digest: Digest
-    artifacts: str
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     batch_wait_milliseconds: Annotated[float, Field(ge=0, le=1000)] = 2
     max_queued_requests: Annotated[int, Field(ge=1, le=100_000)] = 256
@@ -35,6 +31,35 @@ class ServerConfig(BaseModel):
     cache_block_size: Annotated[int, Field(ge=1, le=256)] = 16
     cache_precision: Literal["fp32", "int8"] = "fp32"
     feature_cache_mebibytes: Annotated[float, Field(ge=0, le=65536)] = 32
+
+    @property
+    def max_rows_a_request(self) -> int:
+        """How many inputs one request may have."""
+        return 4 * self.max_batch_size
+
+    @property
+    def max_rows_waiting(self) -> int:
+        """How many inputs may wait for the engine; a lone request that is allowed at all always fits."""
+        return max(self.max_queued_requests, self.max_rows_a_request)
+
+    @property
+    def batch_policy(self) -> BatchPolicy:
+        """Return how requests are grouped."""
+        return BatchPolicy(
+            max_rows=self.max_batch_size,
+            wait_seconds=self.batch_wait_milliseconds / 1000,
+            max_waiting_rows=self.max_rows_waiting,
+        )
+
+
+class ServerConfig(ModelOptions):
+    """One version of one service, and how its requests are grouped."""
+
+    service: str
+    namespace: str = "default"
+    model: str
+    engine_digest: Digest
+    artifacts: str
     models: tuple[str, ...] = ()
     """Which of the engine's models to serve; all without any. Several applications share an engine's models so."""
     plugins: str = ""
@@ -49,13 +74,3 @@ class ServerConfig(BaseModel):
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise InvalidInput(f"argument {where} is {first['input']!r}: {first['msg']}") from error
-
-    @property
-    def max_rows_a_request(self) -> int:
-        """How many inputs one request may have."""
-        return 4 * self.max_batch_size
-
-    @property
-    def max_rows_waiting(self) -> int:
-        """How many inputs may wait for the engine; a lone request that is allowed at all always fits."""
-        return max(self.max_queued_requests, self.max_rows_a_request)

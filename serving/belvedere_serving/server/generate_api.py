@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
@@ -11,6 +9,7 @@ from typing import Any
 
 from belvedere_platform.protocol import IMAGE, InferRequest, InferResponse, Tensor, invalid
 from belvedere_platform.protocol.http_messages import error_body
+from belvedere_serving.server.data_url import picture_of
 from belvedere_serving.server.event_stream import EventStream, event
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import Timing
@@ -43,21 +42,6 @@ def _tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, str):
         raise invalid(f"{name}: {type(value).__name__} sent; it must be one string")
     return Tensor.of_bytes(name, [picture_of(name, value) if name == IMAGE else value.encode(errors="replace")])
-
-
-def picture_of(where: str, url: str) -> bytes:
-    """Return the bytes of a picture that is sent in base64, with or without `data:image/…;base64,` before it."""
-    if url[:8].lower().startswith(("http://", "https://")):
-        raise invalid(
-            f"{where}: addresses are not fetched from here; send the picture itself, as data:image/png;base64,…"
-        )
-    head, comma, data = url.partition(",")
-    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
-        raise invalid(f"{where}: a picture must be a data URL with base64, data:image/png;base64,…")
-    try:
-        return base64.b64decode(data if comma else url, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise invalid(f"{where}: the picture is not base64: {error}") from error
 
 
 async def generate(

@@ -16,7 +16,7 @@ from belvedere_serving.generation.decoder import DECODE_STATE, ENCODE_IMAGE, Hea
 from belvedere_serving.generation.generator import CacheOptions, Generator, Writing
 from belvedere_serving.server.admission import Lane
 from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
-from belvedere_serving.server.config import ServerConfig
+from belvedere_serving.server.config import ModelOptions
 from belvedere_serving.server.explaining import ExplainModel
 from belvedere_serving.server.features import FeatureCache, PictureReader
 from belvedere_serving.server.heads import MatchModel, WritingModel, head_metadata, on_pairs
@@ -43,7 +43,7 @@ def head_models(
     programs: HeadPrograms,
     text: TextPreprocessor,
     image: ImagePreprocessor,
-    config: ServerConfig,
+    config: ModelOptions,
     metrics: ServerMetrics,
     place: EnginePlace,
 ) -> list[Model]:
@@ -93,7 +93,7 @@ def head_models(
     return models
 
 
-def cache_options(config: ServerConfig, max_length: int) -> CacheOptions:
+def cache_options(config: ModelOptions, max_length: int) -> CacheOptions:
     """Return the cache asked for; without a number of blocks, as many as all running texts need at their longest."""
     enough = config.max_running_texts * blocks_for(max_length, config.cache_block_size)
     return CacheOptions(

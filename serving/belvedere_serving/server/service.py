@@ -35,7 +35,7 @@ from belvedere_serving.engines.runtime import TOWER_INPUT, Runtime
 from belvedere_serving.plugins.folder import Plugins
 from belvedere_serving.server import describe
 from belvedere_serving.server.admission import Lane
-from belvedere_serving.server.batching import Batcher, BatchPolicy, Sizing, on_thread
+from belvedere_serving.server.batching import Batcher, Sizing, on_thread
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.engine_cache import LoadedEngine
 from belvedere_serving.server.head_models import EnginePlace, head_models, warm_up_heads
@@ -268,11 +268,6 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
     working = ThreadPoolExecutor(1, thread_name_prefix="engine")
     preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
     lane = Lane()
-    policy = BatchPolicy(
-        max_rows=config.max_batch_size,
-        wait_seconds=config.batch_wait_milliseconds / 1000,
-        max_waiting_rows=config.max_rows_waiting,
-    )
     # Texts take microseconds; pictures may be large, so they are decoded off the event loop.
     known: Mapping[str, tuple[Any, Executor | None]] = {
         EMBED_TEXT: (engine.text, None),
@@ -288,7 +283,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
             batcher=Batcher(
                 tower,
                 on_thread(on_rows(engine.runtime, tower), working, lane.lag),
-                policy,
+                config.batch_policy,
                 metrics,
                 version=config.version,
                 lane=lane,
@@ -304,7 +299,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         for tower, (preprocess, executor) in preparation.items()
     ]
     if engine.heads is not None:
-        place = EnginePlace(executor=working, preparing=preparing, lane=lane, policy=policy)
+        place = EnginePlace(executor=working, preparing=preparing, lane=lane, policy=config.batch_policy)
         models += head_models(engine.heads, engine.text, engine.image, config, metrics, place)
     models = chosen(models, config.models)
     told = {"namespace": config.namespace, "service": config.service, "version": config.version}

@@ -17,7 +17,9 @@ from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, INPUT_OF
 from belvedere_serving.engines.loading import ENGINE_FILE as VARIANT_FILE
 from belvedere_serving.engines.loading import load_runtime
 from belvedere_serving.engines.preprocess import WHITE, ImagePreprocessor, Recipe, TextPreprocessor
+from belvedere_serving.generation.decoder import Heads
 from belvedere_serving.triton import model_config
+from belvedere_serving.triton.heads import head_config, head_files, head_names
 from belvedere_serving.triton.model_config import ENGINE_FILE, Tower, warm_up_file
 from belvedere_serving.triton.model_file import model_file
 from belvedere_serving.triton.options import EngineBackend, RepositoryOptions
@@ -50,7 +52,16 @@ def write_repository(engine: Path, target: Path, options: RepositoryOptions) -> 
             for shape in tower.shapes
         }
         _warm_up_with(folder, inputs)
+    write_heads(engine, target, options)
     return target
+
+
+def write_heads(engine: Path, target: Path, options: RepositoryOptions) -> None:
+    """Write the models of the engine's heads; none where it has none."""
+    heads = Heads.read(engine)
+    for name in head_names(heads):
+        files = {**head_files(engine, heads, name), "model.py": model_file("head_model")}
+        _write_model(target, head_config(name, options), files, options)
 
 
 def _white_picture() -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,17 +20,6 @@ from belvedere_serving.triton.backend import run_apart, run_by_shape, triton_err
 from belvedere_serving.triton.model_config import parse
 from belvedere_serving.triton.options import RepositoryOptions, version_number
 from belvedere_serving.triton.repository import write_repository
-
-
-@pytest.fixture(scope="module")
-def tiny() -> ModuleType:
-    path = Path(__file__).parent.parent / "server" / "tiny_engine.py"
-    spec = importlib.util.spec_from_file_location("tiny_engine", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
