@@ -21,7 +21,9 @@ KEPT = {"secret/belvedere-alerts", "lease.coordination.k8s.io/belvedere-operator
 
 def test_what_is_deleted_leaves_nothing(release: Release, service: str) -> None:
     for kind in OUR_KINDS.split(","):
-        release.cluster.kubectl("delete", kind, "--all", "-n", release.namespace, "--timeout=300s")
+        # Each after its children: Kubernetes no longer collects those of a kind whose definition has gone.
+        foreground = ("--cascade=foreground", "--timeout=300s")
+        release.cluster.kubectl("delete", kind, "--all", "-n", release.namespace, *foreground)
     for kind in ("rolebinding", "role", "serviceaccount"):
         release.cluster.kubectl("delete", kind, "importer", "-n", release.namespace, "--ignore-not-found")
     release.cluster.kubectl("delete", "jobs", "--all", "-n", release.namespace, "--timeout=300s")

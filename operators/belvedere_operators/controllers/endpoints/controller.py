@@ -16,7 +16,7 @@ from belvedere_operators.controllers.endpoints.decide import (
     replicas_asked,
 )
 from belvedere_operators.controllers.endpoints.replicas import controller_of, replicas_of
-from belvedere_operators.controllers.reading import find
+from belvedere_operators.controllers.reading import find_standing
 from belvedere_operators.manifests.ownership import MANAGED_BY
 from belvedere_operators.runtime import After, Controller, Key, Watched, label_keys
 from belvedere_platform.errors import NotFound, Unavailable
@@ -46,7 +46,7 @@ class EndpointsReconciler:
 
     async def reconcile(self, key: Key) -> After | None:
         """Make the slices of one RayService what its replicas are now. Owner references remove them with it."""
-        ray_service = await find(self._context.store, RAY_SERVICE, key)
+        ray_service = await find_standing(self._context.store, RAY_SERVICE, key)
         if ray_service is None or SERVICE_LABEL not in ray_service["metadata"].get("labels", {}):
             self._silent.discard(key)
             self._seen.discard(key)

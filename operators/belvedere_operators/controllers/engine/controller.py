@@ -6,7 +6,7 @@ import asyncio
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
-from belvedere_operators.controllers.reading import condition_is_true, find
+from belvedere_operators.controllers.reading import condition_is_true, find, find_standing
 from belvedere_operators.controllers.status import Happening, report
 from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
 from belvedere_operators.manifests.ownership import MANAGED_BY
@@ -21,7 +21,7 @@ FIELD_MANAGER = "belvedere-engine"
 
 async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     """Read everything about an engine; None when it is gone."""
-    manifest = await find(context.store, ENGINE, key)
+    manifest = await find_standing(context.store, ENGINE, key)
     if manifest is None:
         return None
     engine = Engine.model_validate(manifest)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from belvedere_operators.controllers.context import Context
-from belvedere_operators.controllers.reading import find
+from belvedere_operators.controllers.reading import find_standing
 from belvedere_operators.controllers.status import Happening, report
 from belvedere_operators.runtime import After, Controller, EventRecorder, Failure, Key, is_true, set_from_failure
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob, Descriptor
@@ -89,7 +89,7 @@ def decide(state: State) -> Decision:
 
 async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     """Read the version and its artifact; None when the version is gone."""
-    manifest = await find(context.store, MODEL_VERSION, key)
+    manifest = await find_standing(context.store, MODEL_VERSION, key)
     if manifest is None:
         return None
     version = ModelVersion.model_validate(manifest)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from belvedere_operators.controllers.context import Context
-from belvedere_operators.controllers.reading import condition_is_true, find
+from belvedere_operators.controllers.reading import condition_is_true, find, find_standing
 from belvedere_operators.controllers.trainingrun.accelerators import (
     FINAL_JOB_STATUSES,
     Accelerators,
@@ -129,7 +129,7 @@ def run_tag(metadata: Mapping[str, Any], attempt: int) -> str:
 
 async def gather(context: Context, board: ProgressBoard, key: Key) -> tuple[Manifest, State] | None:
     """Read everything about a run; None when the run is gone."""
-    manifest = await find(context.store, TRAINING_RUN, key)
+    manifest = await find_standing(context.store, TRAINING_RUN, key)
     if manifest is None:
         return None
     run = TrainingRun.model_validate(manifest)

@@ -197,6 +197,14 @@ async def test_an_engine_that_is_gone_is_left_alone(shop: Shop) -> None:
     assert await shop.reconcile() is None
 
 
+async def test_an_engine_that_is_being_deleted_gets_no_new_job(shop: Shop) -> None:
+    await shop.add_version()
+    await shop.bench.apply("Engine", KEY.name, SPEC, finalizers=["foregroundDeletion"])
+    await shop.bench.store.delete(ENGINE, KEY.name, KEY.namespace)
+    assert await shop.reconcile() is None
+    assert await shop.bench.get(JOB, shop.job()) is None
+
+
 async def test_another_gate_is_tried_once(shop: Shop) -> None:
     """Among several ways to int8 the gate has a word, so an engine that misses a new gate may be built another way."""
     shop.build(parityGate=SPEC["parity"])

@@ -312,3 +312,11 @@ def test_the_attempt_furthest_on_counts() -> None:
 
 async def test_a_run_that_is_gone_is_left_alone(run: Run) -> None:
     assert await run.reconcile() is None
+
+
+async def test_a_run_that_is_being_deleted_gets_no_new_attempt(run: Run) -> None:
+    run.add_data()
+    await run.bench.apply("TrainingRun", KEY.name, SPEC, finalizers=["foregroundDeletion"])
+    await run.bench.store.delete(TRAINING_RUN, KEY.name, KEY.namespace)
+    assert await run.reconcile() is None
+    assert await run.jobs() == []
