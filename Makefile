@@ -97,10 +97,10 @@ cluster-up: ## a Kubernetes with KubeRay and Prometheus: by kind where Docker ru
 cluster-down: ## end and remove what `make cluster-up` started, whatever became of it
 	@deploy/cluster/cluster.sh down
 
-cluster-test: ## the tests on a cluster: BELVEDERE_TEST_KUBECONFIG's, else kind's, else a bare node for this run (SHORT=1)
+cluster-test: ## the tests on a cluster: BELVEDERE_TEST_KUBECONFIG's, else kind's, else a bare node for this run (SHORT=1); whole, it writes what bench-cluster does
 	@deploy/setup/setup.sh --with-helm
 	@$(if $(SHORT),true,deploy/setup/triton.sh || echo "Triton cannot be set up here: its test will be skipped" >&2)
-	@deploy/cluster/cluster.sh $(if $(SHORT),short,test) $(PYTEST_ARGS)
+	@$(if $(SHORT)$(PYTEST_ARGS),deploy/cluster/cluster.sh $(if $(SHORT),short,test) $(PYTEST_ARGS),python deploy/benchmarks/cluster_bench.py --output build/bench/cluster.json --whole)
 
 lock: setup ## pin the requirements anew
 	$(BELVEDERE_CACHE)/tools/uv/bin/uv pip compile -q --universal --python-version 3.11 --all-extras --generate-hashes --no-header --no-annotate pyproject.toml -o requirements/lock.txt

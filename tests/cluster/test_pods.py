@@ -34,6 +34,8 @@ def pod(
         "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
             "restartPolicy": "Never",
+            # A first process that has no handler for it is not ended by SIGTERM.
+            "terminationGracePeriodSeconds": 1,
             "securityContext": POD,
             "containers": [main],
             "volumes": [{"name": volume, **source} for volume, (_, source) in volumes.items()],
