@@ -23,7 +23,7 @@ NAMES = ("kill_resume_runs_equal", "kill_resume_lost_steps")
 ELASTIC_NAMES = ("elastic_lost_steps",)
 RUNS = 10
 PATIENCE_SECONDS = 300.0
-ELASTIC_PAIRS, ELASTIC_EVERY = 3840, 320
+ELASTIC_PAIRS, ELASTIC_EVERY = 1920, 320
 
 
 def rows(subject: Subject) -> list[Row]:

@@ -18,7 +18,7 @@ from belvedere_training.model.config import SIZES, TOWERS, ModelConfig, VitConfi
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import encode
 from belvedere_training.recipe import prepare, train, watched_split
-from belvedere_training.step import Diverged
+from belvedere_training.step import Diverged, Stepper
 from belvedere_training.world import LocalWorld
 
 Configure = Callable[..., RunConfig]
@@ -47,6 +47,42 @@ def test_pictures_are_coarse_for_a_share_of_the_budget_and_whole_after_it(
     assert loop.stepper._view(16).pixels_B3SS.shape[-1] == 32
     assert loop.stepper._view(32).pixels_B3SS.shape[-1] == 64
     loop.run()
+
+
+def test_several_texts_a_picture_cost_what_each_would_cost_alone(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    def begun(texts: int, chunk: int = 0) -> Stepper:
+        config = run_config(textsPerPicture=texts, chunkSize=chunk, precision="fp32")
+        return prepare(resolve(config, store), store, LocalWorld(cores=1)).stepper
+
+    one, two, chunked = begun(1), begun(2), begun(2, chunk=4)
+    view = two._view(0)
+    assert torch.equal(
+        view.tokens_BT, one._view(0).tokens_BT
+    )  # the first texts are those of a run without further ones
+    pairs = zip((view.tokens_BT, *view.further), view.same, strict=True)
+    alone = [view._replace(tokens_BT=tokens_BT, same=(same_GG,), further=()) for tokens_BT, same_GG in pairs]
+    for stepper in (one, two, chunked):
+        stepper.model.eval()  # statistics of a chunk are not those of the batch
+    both = two._at_once(view, ())
+    assert both == pytest.approx(sum(one._at_once(single, ()) for single in alone) / 2, rel=1e-6)
+    assert chunked._in_chunks(view, ()) == pytest.approx(both, rel=1e-5)
+    for mean, total, pieces in zip(*(made.model.parameters() for made in (two, one, chunked)), strict=True):
+        assert mean.grad is not None
+        assert total.grad is not None
+        torch.testing.assert_close(mean.grad, total.grad / 2, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(pieces.grad, mean.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_several_texts_a_picture_and_other_objectives_are_refused(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    config = with_all_objectives(run_config(), textsPerPicture=2)
+    with pytest.raises(
+        InvalidInput, match=r"optimization\.textsPerPicture is 2, and objectives has more than contrast"
+    ):
+        prepare(resolve(config, store), store, LocalWorld(cores=1))
 
 
 def test_half_a_resolution_that_the_tower_cannot_take_is_refused(

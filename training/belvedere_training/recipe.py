@@ -20,7 +20,7 @@ from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import MASK, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.multitask import check, needs_words
+from belvedere_training.objectives.multitask import any_asked, check, needs_words
 from belvedere_training.objectives.teacher import Teacher
 from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose
@@ -50,6 +50,7 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     parent = _parent(config, store)
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
     _check_coarse(config, model.config)
+    _check_texts(config)
     model = model.to(world.device).to(memory_format=torch.channels_last)
     execution = checkpoint.execution if checkpoint else _execution(config, world, model)
     update = _update(config, world, model, execution)
@@ -173,6 +174,16 @@ def _check_coarse(config: RunConfig, shape: ModelConfig) -> None:
         raise InvalidInput(
             f"optimization.coarseShare is {share:g}: half of the {edge} pixels is no multiple of {stride}, the stride of "
             f"the vision tower; leave it out, or use pictures of a multiple of {2 * stride} pixels"
+        )
+
+
+def _check_texts(config: RunConfig) -> None:
+    """Raise InvalidInput where an objective beside contrast would have to choose among several texts."""
+    count, wanted = config.optimization.texts_per_picture, config.objectives
+    if count > 1 and (any_asked(wanted) or wanted.distillation or wanted.queue_size):
+        raise InvalidInput(
+            f"optimization.textsPerPicture is {count}, and objectives has more than contrast, which is learned from one text "
+            "a picture: leave textsPerPicture out, or all of objectives"
         )
 
 

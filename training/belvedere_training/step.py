@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.loader import Loader, mixed
 from belvedere_training.depth import unfreeze
 from belvedere_training.gradcache import Embedded, cached_backward, chunks
+from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.tokenizer import MASK
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
@@ -31,7 +33,7 @@ from belvedere_training.split import Stopwatch, rebalanced, shares
 from belvedere_training.update import Update
 from belvedere_training.world import World, everybodys
 
-# B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens
+# B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens, K texts of each picture
 
 COMPATIBILITY_FACTOR = 5.0  # what a compatibilityWeight of 1 multiplies distances by (training/LOG.md)
 _RAMP = 0.1  # of the budget, over which the teacher is given its full say (Li et al. 2021, section 4)
@@ -42,12 +44,17 @@ class Diverged(BelvedereError):
 
 
 class View(NamedTuple):
-    """This worker's part of a global batch. same_GG: pairs of all workers that are no negatives of each other."""
+    """This worker's part of a global batch.
+
+    same: for each text of a picture, [G, G], which pairs of all workers are no negatives of each other. further: the tokens
+    [B, T] of the texts after the first.
+    """
 
     position: int
     pixels_B3SS: Tensor
     tokens_BT: Tensor
-    same_GG: Tensor
+    same: tuple[Tensor, ...]
+    further: tuple[Tensor, ...]
 
 
 class Stepper:
@@ -77,7 +84,12 @@ class Stepper:
         self.stopwatch = Stopwatch(self.module)
         self.counts = shares(self.setting.batch_size, [1.0] * world.size)
         self.loader = Loader(
-            corpus, tokenizer, seed=self.setting.seed, batch_size=self.setting.batch_size, rows=slice(0, 0)
+            corpus,
+            tokenizer,
+            seed=self.setting.seed,
+            batch_size=self.setting.batch_size,
+            rows=slice(0, 0),
+            texts_each=self.setting.texts_per_picture,
         )
         self.share_out(self.counts)
         self.told: dict[str, dict[str, float]] = {}
@@ -144,20 +156,24 @@ class Stepper:
         pixels_B3SS = batch.pixels_B3SS
         if position < self.setting.coarse_share * self.setting.pairs:
             pixels_B3SS = functional.avg_pool2d(pixels_B3SS, 2)
-        same_GG = alike(batch.pairs.concepts, batch.pairs.texts).to(device)
-        return View(position, pixels_B3SS.to(device), batch.tokens_BT.to(device), same_GG)
+        same = tuple(alike(batch.pairs.concepts, texts).to(device) for texts in batch.pairs.all_texts())
+        further = tuple(tokens_BT.to(device) for tokens_BT in batch.further)
+        return View(position, pixels_B3SS.to(device), batch.tokens_BT.to(device), same, further)
 
     def _embed(self, view: View, rows: slice, terms: tuple[str, ...]) -> Outputs:
-        """Return embeddings and the losses of the terms for these rows of this worker."""
+        """Return embeddings and the losses of the terms for these rows of this worker; several texts give text_BKE."""
         pixels_B3SS, tokens_BT = view.pixels_B3SS[rows], view.tokens_BT[rows]
         with self.execution.autocast(self.world.device):
             if not isinstance(self.module, MultiTask):
-                image_BE, text_BE, scale = self.network(pixels_B3SS, tokens_BT)
+                texts = [tokens_BT, *(other_BT[rows] for other_BT in view.further)]
+                image_BE, text_BE, scale = self.network(pixels_B3SS, stacked(texts))
+                if view.further:
+                    text_BE = text_BE.unflatten(0, (len(texts), -1)).transpose(0, 1)
                 return Outputs(image_BE, text_BE, scale, {})
             own = slice(self.first + rows.start, self.first + rows.stop)
             seed = mixed(self.setting.seed, view.position, own.start, 1)
             generator = torch.Generator().manual_seed(seed)
-            outputs: Outputs = self.network(pixels_B3SS, tokens_BT, view.same_GG[own, own], terms, generator)
+            outputs: Outputs = self.network(pixels_B3SS, tokens_BT, view.same[0][own, own], terms, generator)
             return outputs
 
     def _contrast(self, view: View, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
@@ -168,19 +184,29 @@ class Stepper:
             alpha = self.objectives.distillation * min(1.0, view.position / (_RAMP * self.setting.pairs))
             loss = distilled_loss((image_BE, text_BE), taught, self.teacher, scale, self.first, alpha, self.counts)
         else:
-            loss = contrastive_loss(
-                image_BE,
-                text_BE,
-                scale,
-                all_image_GE=gather(image_BE, self.counts),
-                all_text_GE=gather(text_BE, self.counts),
-                same_GG=view.same_GG,
-                first=self.first,
-                label_smoothing=self.setting.label_smoothing,
-            )
+            loss = self._contrast_of_texts(view, image_BE, text_BE, scale)
+            text_BE = text_BE[:, 0] if view.further else text_BE
         if self.parent is not None and self.compatibility_weight:
             loss = loss + self._compatibility(view, image_BE, text_BE)
         return loss
+
+    def _contrast_of_texts(self, view: View, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+        """Return the mean over the pictures' first texts, their second ones, and so on: each is a batch with the same pictures."""
+        all_image_GE = gather(image_BE, self.counts)
+        losses = [
+            contrastive_loss(
+                image_BE,
+                own_BE,
+                scale,
+                all_image_GE=all_image_GE,
+                all_text_GE=gather(own_BE, self.counts),
+                same_GG=same_GG,
+                first=self.first,
+                label_smoothing=self.setting.label_smoothing,
+            )
+            for own_BE, same_GG in zip(text_BE.unbind(1) if view.further else (text_BE,), view.same, strict=True)
+        ]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def _compatibility(self, view: View, image_BE: Tensor, text_BE: Tensor) -> Tensor:
         """Return the weighted distance to what the frozen parent says of the same views."""
@@ -207,3 +233,9 @@ class Stepper:
 
     def _distributed(self) -> nn.Module:
         return DistributedDataParallel(self.module) if self.world.size > 1 else self.module
+
+
+def stacked(texts: Sequence[Tensor]) -> Tensor:
+    """Return the rows of all token tensors below each other, padded to the longest."""
+    length = max(tokens_BT.shape[1] for tokens_BT in texts)
+    return torch.cat([functional.pad(tokens_BT, (0, length - tokens_BT.shape[1]), value=PAD_ID) for tokens_BT in texts])

@@ -74,6 +74,14 @@ class Optimization(Part):
     coarse_share: Annotated[
         float, Field(ge=0, lt=1, description="share of the budget, at its start, with pictures of half the resolution")
     ] = 0.0
+    texts_per_picture: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=4,
+            description="texts drawn for each picture and contrasted with it; words are learned slower than pictures",
+        ),
+    ] = 1
 
 
 class Architecture(Part):

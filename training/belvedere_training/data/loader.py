@@ -34,6 +34,8 @@ class Batch:
     pixels_B3SS: Tensor
     tokens_BT: Tensor
     pairs: Pairs
+    further: tuple[Tensor, ...] = ()
+    """Token ids [B, T] of the second, third … texts."""
 
 
 class Loader:
@@ -51,12 +53,13 @@ class Loader:
         batch_size: int,
         rows: slice,
         augmentation: Augmentation | None = None,
+        texts_each: int = 1,
         ahead: int = 1,
     ) -> None:
         self.corpus, self.tokenizer = corpus, tokenizer
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.augmentation = augmentation or Augmentation()
-        self.sampler = PairSampler(corpus, seed=seed)
+        self.sampler = PairSampler(corpus, seed=seed, texts_each=texts_each)
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
 
     def batch(self, position: int) -> Batch:
@@ -74,9 +77,11 @@ class Loader:
         generator = torch.Generator().manual_seed(mixed(self.seed, position))
         own_B3SS = self.corpus.pixels(pairs.pictures[self.rows])
         pixels_B3SS = views(own_B3SS, generator, self.augmentation, self.rows, self.batch_size)
-        tokens_GT = encode(self.tokenizer, pairs.texts, trim=True)
-        tokens_BT = drop_words(tokens_GT, generator, self.augmentation, self.rows)
-        return Batch(pixels_B3SS=pixels_B3SS, tokens_BT=tokens_BT, pairs=pairs)
+        tokens_BT, *further = (
+            drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, self.rows)
+            for texts in pairs.all_texts()
+        )
+        return Batch(pixels_B3SS=pixels_B3SS, tokens_BT=tokens_BT, pairs=pairs, further=tuple(further))
 
     def close(self) -> None:
         """End the thread."""

@@ -14,18 +14,24 @@ from belvedere_training.data.texts import TextChoice, draw_text
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """One global batch: positions of pictures in the corpus, their concepts' numbers, and a text each."""
+    """One global batch: positions of pictures in the corpus, their concepts' numbers, a text each, and further texts."""
 
     pictures: tuple[int, ...]
     concepts: tuple[int, ...]
     texts: tuple[str, ...]
+    further: tuple[tuple[str, ...], ...] = ()
+    """Second, third … texts: for each number, one a picture."""
+
+    def all_texts(self) -> tuple[tuple[str, ...], ...]:
+        """Return the first texts, the second ones, and so on."""
+        return (self.texts, *self.further)
 
 
 class PairSampler:
     """Walks through all concepts in a new order each epoch, with a random drawing and text of each."""
 
-    def __init__(self, corpus: Corpus, *, seed: int, texts: TextChoice | None = None) -> None:
-        self.seed, self.texts = seed, texts or TextChoice()
+    def __init__(self, corpus: Corpus, *, seed: int, texts: TextChoice | None = None, texts_each: int = 1) -> None:
+        self.seed, self.texts, self.texts_each = seed, texts or TextChoice(), texts_each
         self.records = corpus.records
         self.pictures = [tuple(positions) for positions in corpus.by_concept().values()]
 
@@ -40,7 +46,15 @@ class PairSampler:
             pictures.append(picture)
             concepts.append(concept)
             texts.append(draw_text(self.records[picture], choose, self.texts))
-        return Pairs(pictures=tuple(pictures), concepts=tuple(concepts), texts=tuple(texts))
+        further = tuple(self._further(number, position, pictures) for number in range(1, self.texts_each))
+        return Pairs(pictures=tuple(pictures), concepts=tuple(concepts), texts=tuple(texts), further=further)
+
+    def _further(self, number: int, position: int, pictures: list[int]) -> tuple[str, ...]:
+        """Return one more text for each picture, drawn apart, so that the first ones are those of a run without."""
+        return tuple(
+            draw_text(self.records[picture], random.Random(f"{self.seed}/{position + index}/{number}"), self.texts)
+            for index, picture in enumerate(pictures)
+        )
 
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if getattr(self, "_epoch", None) != epoch:
