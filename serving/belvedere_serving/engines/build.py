@@ -27,6 +27,7 @@ from belvedere_serving.engines.compiling import (
     prepare,
 )
 from belvedere_serving.engines.device import engine_tag, this_device, toolchain
+from belvedere_serving.engines.head_precision import Int8
 from belvedere_serving.engines.heads import build_heads
 from belvedere_serving.engines.runtime import Variant
 from belvedere_serving.engines.targets import variants_of
@@ -83,11 +84,13 @@ def build(
     with tempfile.TemporaryDirectory(prefix="belvedere-engine-") as scratch, one_torch_thread():
         bench = prepare(store, described, Path(scratch), gate, device, say)
         engine, candidates = _fastest(bench, variants)
-        heads = build_heads(bench.folder, bench.inputs, say)
+        small = engine.variant.precision == "int8"
+        heads = build_heads(bench.folder, bench.inputs, say, Int8(gate=gate, device=device) if small else None)
         config = {
             **engine.figures,
             "parity": {**engine.figures["parity"], **heads.parity},
             "curve": curve(bench, engine),
+            "headPrograms": dict(heads.programs),
             "chosen": str(engine.variant),
             "candidates": candidates,
             "modelDigest": described.digest,

@@ -67,6 +67,16 @@ def _dynamic(source: Path, target: Path, inputs: Mapping[str, npt.NDArray[Any]],
     )
 
 
+def dynamic(source: Path, target: Path, device: Device) -> None:
+    """Write a model whose products are in 8 bits, with scales taken from each input as it comes."""
+    draft = target.with_suffix(".prepared")
+    prepare(source, draft)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _dynamic(draft, target, {}, device)
+    draft.unlink()
+
+
 METHODS: dict[str, dict[str, Write]] = {
     EMBED_TEXT: {"dynamic": _dynamic, "static-products": partial(_static, _WEIGHTED)},
     EMBED_IMAGE: {

@@ -127,12 +127,17 @@ class HeadPrograms:
 
 def onnx_heads(folder: Path, *, threads: int = 1) -> HeadPrograms | None:
     """Return the heads of the engine in a folder, run by ONNX Runtime; None where it has none."""
-    from belvedere_serving.engines.runtime import onnx_session
-
     heads = Heads.read(folder)
     if not heads.programs:
         return None
-    if missing := [name for name in heads.programs if not (folder / f"{name}.onnx").is_file()]:
+    return onnx_programs(heads, {name: folder / f"{name}.onnx" for name in heads.programs}, threads=threads)
+
+
+def onnx_programs(heads: Heads, files: Mapping[str, Path], *, threads: int = 1) -> HeadPrograms:
+    """Return heads whose programs are in these files, run by ONNX Runtime."""
+    from belvedere_serving.engines.runtime import onnx_session
+
+    if missing := [name for name, path in files.items() if not path.is_file()]:
         raise CorruptData(f"the engine lacks {', '.join(missing)}; build it again with `belvedere engine build`")
-    sessions = {name: onnx_session(folder / f"{name}.onnx", threads=threads) for name in heads.programs}
+    sessions = {name: onnx_session(path, threads=threads) for name, path in files.items()}
     return HeadPrograms(heads, lambda name, arrays: tuple(sessions[name].run(OUTPUTS[name], dict(arrays))))

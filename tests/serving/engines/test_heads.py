@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT
 from belvedere_platform.resources.engine import ParityGate, ParityReport
-from belvedere_serving.engines.heads import build_heads, match_parity, word_parity
+from belvedere_serving.engines.device import Device
+from belvedere_serving.engines.head_precision import Int8, Reference, smallest
+from belvedere_serving.engines.heads import build_heads, match_parity, reports, word_parity
 from belvedere_serving.engines.measure import holds
 from belvedere_serving.engines.source import HeldOut
-from belvedere_serving.generation.decoder import Heads, onnx_heads
+from belvedere_serving.generation.decoder import Heads, onnx_heads, onnx_programs
 from belvedere_training.model.export_heads import export_heads
 from tiny_writer import EDGE, TorchHeads
 
@@ -47,9 +50,32 @@ def test_the_programs_of_an_engine_decide_and_write_as_the_model(tmp_path: Path,
     assert engine is not None
     pixels = held_out[EMBED_IMAGE].array
     np.testing.assert_allclose(engine.encode(pixels), heads.encode(pixels), atol=1e-5)
+    files = {name: tmp_path / f"{name}.onnx" for name in heads.heads.programs}
+    reference = Reference(heads, pixels, held_out[EMBED_TEXT].array)  # type: ignore[arg-type]
+    _check_int8(files, engine.heads, reference)
     (tmp_path / "match.onnx").unlink()
     with pytest.raises(CorruptData, match="lacks match; build it again"):
         onnx_heads(tmp_path)
+
+
+def _check_int8(files: dict[str, Path], heads: Heads, reference: Reference) -> None:
+    """A program stays in 8 bits only if all heads pass with it, and it is faster."""
+
+    def near(given: Mapping[str, Path]) -> Mapping[str, ParityReport]:
+        return reports(reference, onnx_programs(heads, given))
+
+    device = Device("old", ("avx2",))
+    strict = ParityGate(cosine_minimum=1.0, top1_agreement_minimum=1.0)
+    chosen, tried = smallest(files, Int8(gate=strict, device=device), near, reference)
+    assert (chosen, {trial.kept for trial in tried.values()}) == (files, {False})
+    loose = ParityGate(cosine_minimum=0.0, top1_agreement_minimum=0.0)
+    chosen, tried = smallest(files, Int8(gate=loose, device=device), near, reference)
+    assert set(tried) == set(files)
+    for name, trial in tried.items():
+        assert trial.near
+        assert trial.kept == (trial.milliseconds < trial.fp32_milliseconds)
+        assert chosen[name].name == (f"{name}-int8.onnx" if trial.kept else f"{name}.onnx")
+        assert (chosen[name].parent / f"{name}-int8.onnx").stat().st_size > 0
 
 
 def test_another_model_is_told_by_its_words_and_by_its_scores(held_out: dict[str, HeldOut]) -> None:
@@ -57,10 +83,11 @@ def test_another_model_is_told_by_its_words_and_by_its_scores(held_out: dict[str
     other: Any = TorchHeads(seed=4)
     pixels, tokens = (held_out[name].array for name in (EMBED_IMAGE, EMBED_TEXT))
     gate = ParityGate(cosine_minimum=0.98, top1_agreement_minimum=0.95)
-    assert holds(word_parity(own, own, pixels), gate)
-    assert not holds(word_parity(own, other, pixels), gate)
-    assert holds(match_parity(own, own, pixels, tokens), gate)
-    assert match_parity(own, other, pixels, tokens).cosine_min < 1
+    reference = Reference(own, pixels, tokens)
+    assert holds(word_parity(reference, own), gate)
+    assert not holds(word_parity(reference, other), gate)
+    assert holds(match_parity(reference, own), gate)
+    assert match_parity(reference, other).cosine_min < 1
 
 
 def test_a_model_without_heads_builds_none(tmp_path: Path, held_out: dict[str, HeldOut]) -> None:
