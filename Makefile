@@ -71,8 +71,8 @@ bench-ablation: setup ## what each choice of the recipe buys, over three seeds: 
 bench-demo: setup ## the demo at full budget, measured: build/bench/demo.json
 	@python deploy/demo --chaos --bench build/bench/demo.json
 
-bench-operator: setup ## 1,000 ModelServices and 1,000 TrainingRuns on a real API server (OBJECTS=N): build/bench/operator.json
-	@deploy/cluster/build.sh && kwok=$$(deploy/benchmarks/kwok.sh) && python deploy/benchmarks/operator_bench.py --kwok $$kwok --objects $(or $(OBJECTS),1000) --output build/bench/operator.json
+bench-operator: setup ## 1,000 ModelServices and 1,000 TrainingRuns on a real API server (OBJECTS=N), whole or in parts (PARTS=services,runs,restart,peer,tests): build/bench/operator.json
+	@deploy/cluster/build.sh && kwok=$$(deploy/benchmarks/kwok.sh) && python deploy/benchmarks/operator_bench.py --kwok $$kwok --objects $(or $(OBJECTS),1000) $(if $(PARTS),--only $(PARTS)) --output build/bench/operator.json
 
 bench-serving: triton ## engines beside torch, our server beside KServe, FastAPI and Triton, overload, malformed requests: build/bench/serving.json
 	@deploy/benchmarks/peers.sh || echo "The peers cannot be set up here: their rows will be empty" >&2

@@ -1,9 +1,10 @@
 """How many objects the operator brings to their end, how fast, and at what cost: `make bench-operator`.
 
-usage: operator_bench.py --kwok PROGRAM --output FILE [--control-plane KUBECONFIG] [--objects N]
+usage: operator_bench.py --kwok PROGRAM --output FILE [--control-plane KUBECONFIG] [--objects N] [--only PART,PART]
 
 A real API server and etcd, the operator as its own process, kwok for the nodes and pods, and simulator.py for what KubeRay
-would do. All of it shares the machine, so a figure here is of the whole and not of the operator alone.
+would do. All of it shares the machine, so a figure here is of the whole and not of the operator alone: each says whose
+processor time it took. A part can be measured by itself; what was measured before of the others stays in the file.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 import kuberay_peer
 import measured_in_tests
 from belvedere_platform.artifacts import ArtifactStore
@@ -34,7 +30,7 @@ from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.kinds import MODEL_SERVICE, TRAINING_RUN
 from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_platform.store.kubernetes_transport import Transport
-from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
+from belvedere_platform.telemetry.benchmark import Row, earlier_rows, result, write_benchmark
 from fleet import (
     NUM_VERSIONS,
     apply_all,
@@ -47,14 +43,14 @@ from fleet import (
     running,
     training_run,
 )
+from operator_process import PATIENCE_SECONDS, Operator, free_port
+from shares import Meter, control_plane_programs, cpu_seconds, told
 
 NAMESPACE = "bench-operator"
 PEER_NAMESPACE = "bench-kuberay"
-PATIENCE_SECONDS = 900.0
-WRITES = re.compile(
-    r'^belvedere_store_requests_total\{kind="(?!Lease)(\w+)",outcome="\w+",verb="(?:apply|apply_status|delete)"\} (\S+)'
-)
 PACKAGES = ("belvedere", "kubernetes", "aiohttp")
+PARTS = ("services", "runs", "restart", "peer", "tests")
+"""What can be measured by itself. A restart needs the objects, so they are made, and measured, before it."""
 
 
 @dataclass(kw_only=True)
@@ -64,23 +60,21 @@ class Bench:
     kubeconfig: Path
     folder: Path
     objects: int
+    parts: frozenset[str]
     kwok: str
     store: KubernetesStore
     transport: Transport
     rows: list[Row] = field(default_factory=list)
-    operator: subprocess.Popen[bytes] | None = None
+    earlier: list[Row] = field(default_factory=list)
+    """What an earlier run has left of the parts that this one leaves out."""
+
+    processes: dict[str, int] = field(default_factory=dict)
+    """Whose processor time is told, by what they are called."""
 
     @property
     def artifacts(self) -> str:
         """The URL of the artifact store."""
         return f"file://{self.folder / 'artifacts'}"
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def operator_words(bench: Bench, port: int, simulator_port: int) -> list[str]:
@@ -97,71 +91,6 @@ def operator_words(bench: Bench, port: int, simulator_port: int) -> list[str]:
         f"--prometheus-url=http://127.0.0.1:{simulator_port}", f"--watch-namespace={NAMESPACE}",
         f"--network-peers={peers}", f"--lease={NAMESPACE}/operator",
     ]  # fmt: skip
-
-
-class Operator:
-    """The operator's own account of itself."""
-
-    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
-        self._url = f"http://127.0.0.1:{port}"
-        self._process = process
-
-    async def wait_ready(self) -> None:
-        """Return when it says so."""
-        async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while time.monotonic() < deadline:
-                if self._process.poll() is not None:
-                    raise RuntimeError(f"the operator ended with {self._process.returncode}")
-                try:
-                    if (await http.get(f"{self._url}/readyz")).is_success:
-                        return
-                except httpx.HTTPError:
-                    pass  # it does not listen yet
-                await asyncio.sleep(0.1)
-        raise RuntimeError("the operator does not become ready")
-
-    async def metrics(self) -> str:
-        """Return its metrics."""
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
-            return (await http.get(f"{self._url}/metrics")).text
-
-    async def writes(self) -> dict[str, float]:
-        """Return how many writes it has asked for, by kind."""
-        found: dict[str, float] = {}
-        for line in (await self.metrics()).splitlines():
-            if match := WRITES.match(line):
-                found[match.group(1)] = found.get(match.group(1), 0.0) + float(match.group(2))
-        return found
-
-    async def wait_quiet(self) -> None:
-        """Return when it has written nothing for a while: what follows from the last object is done then."""
-        before: dict[str, float] = {}
-        while (after := await self.writes()) != before:
-            before = after
-            await asyncio.sleep(15)
-
-    async def reconciled(self, controller: str) -> float:
-        """Return how many reconciles of a controller have ended."""
-        name = f'belvedere_reconcile_seconds_count{{controller="{controller}"}} '
-        return next(
-            (float(line.split()[-1]) for line in (await self.metrics()).splitlines() if line.startswith(name)), 0
-        )
-
-    async def wait_reconciled(self, controller: str, count: int) -> None:
-        """Return when so many reconciles of a controller have ended."""
-        while await self.reconciled(controller) < count:  # noqa: ASYNC110 - another process says so, when asked
-            await asyncio.sleep(0.1)
-
-    def memory_mib(self, figure: str) -> float:
-        """Return a figure of the process's memory: VmHWM is the most it ever had, VmRSS what it has."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(figure)) / 1024
-
-    def cpu_seconds(self) -> float:
-        """Return the processor time it has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / 100
 
 
 def ready(manifest: Manifest) -> bool:
@@ -189,7 +118,7 @@ async def wait_for_all(bench: Bench, kind: Kind, names: Sequence[str], since: st
 async def measure(bench: Bench, operator: Operator, kind: Kind, manifests: list[Manifest]) -> tuple[float, float, str]:
     """Apply many objects. Return seconds until all are ready, writes for each, and where the writes went."""
     since = (await bench.store.list(kind, NAMESPACE)).resource_version
-    before, used = await operator.writes(), operator.cpu_seconds()
+    before, meter = await operator.writes(), Meter(bench.processes)
     began = time.monotonic()
     waiting = asyncio.create_task(wait_for_all(bench, kind, [one["metadata"]["name"] for one in manifests], since))
     await apply_all(bench.store, manifests)
@@ -198,8 +127,8 @@ async def measure(bench: Bench, operator: Operator, kind: Kind, manifests: list[
     seconds = time.monotonic() - began
     after = await operator.writes()
     spent = {name: (after[name] - before.get(name, 0.0)) / len(manifests) for name in after}
-    told = ", ".join(f"{name} {value:.2g}" for name, value in sorted(spent.items()) if value)
-    note = f"applied in {applied:.0f} s; operator used {operator.cpu_seconds() - used:.0f} s of a core; writes each: {told}"
+    kinds = ", ".join(f"{name} {value:.2g}" for name, value in sorted(spent.items()) if value)
+    note = f"applied in {applied:.0f} s; {told(meter.used())}; writes each: {kinds}"
     return seconds, sum(spent.values()), note
 
 
@@ -220,13 +149,13 @@ async def restart(bench: Bench, words: list[str], port: int, log: Path) -> None:
         await asyncio.sleep(20)
         writes = await operator.writes()
         note = (
-            f"caches filled after {listening:.1f} s; operator used {operator.cpu_seconds():.0f} s of a core; "
+            f"caches filled after {listening:.1f} s; operator used {cpu_seconds(process.pid):.0f} s of a core; "
             f"peak RSS {operator.memory_mib('VmHWM'):.0f} MiB"
         )
-    told = ", ".join(f"{kind} {count:.0f}" for kind, count in sorted(writes.items()) if count)
+    kinds = ", ".join(f"{kind} {count:.0f}" for kind, count in sorted(writes.items()) if count)
     limit = 10 if bench.objects >= 1000 else None
     bench.rows.append(result("restart_catch_up_seconds", seconds, "s", "lower", limit, note=note))
-    note = f"until caught up and 20 s after; {told or 'none'}"
+    note = f"until caught up and 20 s after; {kinds or 'none'}"
     bench.rows.append(result("restart_writes", sum(writes.values()), "writes", "lower", 0, note=note))
 
 
@@ -242,7 +171,8 @@ async def peer(bench: Bench) -> None:
         )
     except (kuberay_peer.PeerMissing, RuntimeError, OSError) as error:
         note = f"not measured: {error}"
-    ours = next((row["value"] for row in bench.rows if row["name"] == f"trainingruns_{bench.objects}_seconds"), None)
+    name = f"trainingruns_{bench.objects}_seconds"
+    ours = next((row["value"] for row in (*bench.rows, *bench.earlier) if row["name"] == name), None)
     more: dict[str, Any] = {"peer": "TrainingRuns of Belvedere", "peer_value": ours, "own_value": seconds}
     bench.rows.append(
         result(f"kuberay_rayjobs_{bench.objects}_seconds", seconds, "s", "lower", None, note=note, **more)
@@ -250,62 +180,89 @@ async def peer(bench: Bench) -> None:
 
 
 async def run(bench: Bench) -> None:
-    """Measure everything."""
-    objects = bench.objects
-    services = [f"service-{number:05d}" for number in range(objects)]
-    runs = [f"run-{number:05d}" for number in range(objects)]
-    print(f"bench: artifacts of {objects} runs", flush=True)
+    """Measure the parts asked for."""
+    await make_nodes(bench.transport)
+    stages = Path(bench.kwok).with_name("stages.yaml")
+    selector = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
+    kwok = [bench.kwok, f"--kubeconfig={bench.kubeconfig}", f"--config={stages}", selector]
+    with running(kwok, bench.folder / "kwok.log") as process:
+        bench.processes["kwok"] = process.pid
+        if bench.parts & {"services", "runs", "restart"}:
+            await _run_ours(bench)
+        if "peer" in bench.parts:
+            print(f"bench: {bench.objects} RayJobs under the real KubeRay", flush=True)
+            await peer(bench)
+    if "tests" in bench.parts:
+        print("bench: what tests measure", flush=True)
+        bench.rows += await asyncio.to_thread(measured_in_tests.rows, bench.kubeconfig, bench.folder)
+        why = "not measured: the chart's pods need a cluster with nodes (make cluster-test)"
+        bench.rows.append(result("helm_install_seconds", None, "s", "lower", None, note=why))
+
+
+async def _run_ours(bench: Bench) -> None:
+    print(f"bench: artifacts of {bench.objects} runs", flush=True)
+    runs = [f"run-{number:05d}" for number in range(bench.objects)]
     versions = await asyncio.to_thread(fill_artifacts, ArtifactStore(bench.artifacts), NAMESPACE, runs)
     await make_namespace(bench.transport, NAMESPACE)
-    await make_nodes(bench.transport)
     port, simulator_port = free_port(), free_port()
     words = operator_words(bench, port, simulator_port)
-    with ExitStack() as stack:
-        stages = Path(bench.kwok).with_name("stages.yaml")
-        selector = "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"
-        stack.enter_context(
-            running(
-                [bench.kwok, f"--kubeconfig={bench.kubeconfig}", f"--config={stages}", selector],
-                bench.folder / "kwok.log",
-            )
-        )
-        simulator = python("simulator.py", str(bench.kubeconfig), NAMESPACE, str(simulator_port))
-        stack.enter_context(running(simulator, bench.folder / "simulator.log"))
+    simulator = python("simulator.py", str(bench.kubeconfig), NAMESPACE, str(simulator_port))
+    with running(simulator, bench.folder / "simulator.log") as playing:
+        bench.processes["simulator"] = playing.pid
         with running(words, bench.folder / "operator.log") as process:
             operator = Operator(port, process)
+            bench.processes["operator"] = process.pid
             await operator.wait_ready()
             await apply_all(bench.store, versions)
-            await _measure_kinds(bench, operator, services, runs)
-            await operator.wait_quiet()
-        print("bench: restart", flush=True)
-        await restart(bench, words, port, bench.folder / "operator.log")
-        print(f"bench: {objects} RayJobs under the real KubeRay", flush=True)
-        await peer(bench)
-    print("bench: what tests measure", flush=True)
-    bench.rows += await asyncio.to_thread(measured_in_tests.rows, bench.kubeconfig, bench.folder)
-    why = "not measured: the chart's pods need a cluster with nodes (make cluster-test)"
-    bench.rows.append(result("helm_install_seconds", None, "s", "lower", None, note=why))
+            if bench.parts & {"services", "restart"}:
+                await _measure_services(bench, operator)
+            if bench.parts & {"runs", "restart"}:
+                await _measure_runs(bench, operator, runs)
+            peak = operator.memory_mib("VmHWM")
+            limit = 400 if bench.objects >= 1000 else None
+            bench.rows.append(result("operator_rss_mib", peak, "MiB", "lower", limit, note="the most it ever had"))
+            if "restart" in bench.parts:
+                await operator.wait_quiet()
+            (bench.folder / "operator-metrics.log").write_text(await operator.metrics())
+        if "restart" in bench.parts:
+            print("bench: restart", flush=True)
+            await restart(bench, words, port, bench.folder / "operator.log")
 
 
-async def _measure_kinds(bench: Bench, operator: Operator, services: list[str], runs: list[str]) -> None:
+def _limit_seconds(objects: int) -> float | None:
     # A time for another number of objects is no answer to what was asked.
-    many, limit = bench.objects, {1000: 120.0, 5000: 720.0}.get(bench.objects)
+    return {1000: 120.0, 5000: 720.0}.get(objects)
+
+
+async def _measure_services(bench: Bench, operator: Operator) -> None:
+    many = bench.objects
     print(f"bench: {many} ModelServices", flush=True)
     manifests = [
-        model_service(name, NAMESPACE, f"version-{number % NUM_VERSIONS}") for number, name in enumerate(services)
+        model_service(f"service-{number:05d}", NAMESPACE, f"version-{number % NUM_VERSIONS}") for number in range(many)
     ]
     seconds, writes, note = await measure(bench, operator, MODEL_SERVICE, manifests)
-    bench.rows.append(result(f"modelservices_{many}_seconds", seconds, "s", "lower", limit, note=note))
+    name = f"modelservices_{many}_seconds"
+    bench.rows.append(result(name, seconds, "s", "lower", _limit_seconds(many), note=note))
     bench.rows.append(result("writes_per_modelservice", writes, "writes", "lower", 12))
+
+
+async def _measure_runs(bench: Bench, operator: Operator, runs: list[str]) -> None:
+    many = bench.objects
     print(f"bench: {many} TrainingRuns", flush=True)
-    seconds, writes, note = await measure(
-        bench, operator, TRAINING_RUN, [training_run(name, NAMESPACE) for name in runs]
-    )
-    bench.rows.append(result(f"trainingruns_{many}_seconds", seconds, "s", "lower", limit, note=note))
+    manifests = [training_run(name, NAMESPACE) for name in runs]
+    seconds, writes, note = await measure(bench, operator, TRAINING_RUN, manifests)
+    name = f"trainingruns_{many}_seconds"
+    bench.rows.append(result(name, seconds, "s", "lower", _limit_seconds(many), note=note))
     bench.rows.append(result("writes_per_trainingrun", writes, "writes", "lower", 12))
-    peak = operator.memory_mib("VmHWM")
-    limit = 400 if many >= 1000 else None
-    bench.rows.append(result("operator_rss_mib", peak, "MiB", "lower", limit, note="the most it ever had"))
+
+
+def parts_of(text: str) -> frozenset[str]:
+    """Return the parts that a list names. Raises ArgumentTypeError."""
+    given = frozenset(text.split(","))
+    if not given <= set(PARTS):
+        unknown = ", ".join(sorted(given - set(PARTS)))
+        raise argparse.ArgumentTypeError(f"{unknown!r} is no part; name some of {', '.join(PARTS)}")
+    return given
 
 
 async def main() -> int:
@@ -317,6 +274,9 @@ async def main() -> int:
     parser.add_argument("--kwok", required=True, metavar="PROGRAM")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--objects", type=int, default=1000)
+    parser.add_argument(
+        "--only", type=parts_of, default=frozenset(PARTS), metavar="PART,PART", help=f"of {', '.join(PARTS)}"
+    )
     parser.add_argument("--logs", type=Path, help="keep the logs there")
     options = parser.parse_args()
     began = time.monotonic()
@@ -327,9 +287,12 @@ async def main() -> int:
             kubeconfig=kubeconfig.absolute(),
             folder=Path(temporary),
             objects=options.objects,
+            parts=options.only,
             kwok=options.kwok,
             store=KubernetesStore(kubeconfig=str(kubeconfig)),
             transport=Transport(kubeconfig=str(kubeconfig), context=None, environment={}),
+            earlier=earlier_rows(options.output) if options.only < set(PARTS) else [],
+            processes={"benchmark": os.getpid(), **control_plane_programs(kubeconfig.parent)},
         )
         try:
             await run(bench)
@@ -343,7 +306,9 @@ async def main() -> int:
                     shutil.copy(log, options.logs)
             await bench.store.close()
             await bench.transport.close()
-    write_benchmark(options.output, bench.rows, seconds=time.monotonic() - began, packages=PACKAGES)
+    measured = {row["name"] for row in bench.rows}
+    kept = [row for row in bench.earlier if row["name"] not in measured]
+    write_benchmark(options.output, [*kept, *bench.rows], seconds=time.monotonic() - began, packages=PACKAGES)
     return 0
 
 

@@ -30,6 +30,14 @@ def cpu_field(name: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
+def earlier_rows(path: Path) -> list[Row]:
+    """Return the rows of a file that an earlier run wrote, each with the commit that it was measured at; none without a file."""
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    return [{"commit": document["commit"], **row} for row in document["results"]]
+
+
 def write_benchmark(path: Path, results: list[Row], *, seconds: float, packages: Iterable[str]) -> None:
     """Write the file and print it as a table."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
