@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -143,7 +145,22 @@ class Transport:
                 )
         except (ConfigException, OSError) as error:
             raise InvalidInput(f"the kubeconfig {path or 'of this pod'} cannot be used: {error}") from error
+        # Left to the environment, aiohttp would look for ~/.netrc and for proxies before each request, in a thread each time.
+        configuration.client_session_kwargs = {"trust_env": False}
+        configuration.proxy = configuration.proxy or proxy_for(configuration.host, self._environment)
         return configuration
+
+
+def proxy_for(url: str, environment: Mapping[str, str]) -> str | None:
+    """Return the proxy that the environment names for a URL, in small letters or in capitals; None to go without."""
+
+    def told(name: str) -> str | None:
+        return environment.get(name) or environment.get(name.upper()) or None
+
+    scheme, host = urlsplit(url).scheme, urlsplit(url).netloc.rpartition("@")[2]
+    if proxy_bypass_environment(host, {"no": told("no_proxy") or ""}):
+        return None
+    return told(f"{scheme}_proxy")
 
 
 def kubeconfig_path(given: str | None, environment: Mapping[str, str]) -> str | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, NotInstalled, Unavailable
 from belvedere_platform.store import connect
 from belvedere_platform.store.kinds import CONFIG_MAP
 from belvedere_platform.store.kubernetes import KubernetesStore
-from belvedere_platform.store.kubernetes_transport import kubeconfig_path, refusal
+from belvedere_platform.store.kubernetes_transport import kubeconfig_path, proxy_for, refusal
 
 PATH = "/api/v1/namespaces/default/configmaps/a"
 
@@ -22,6 +26,17 @@ def status(code: int, message: str, *causes: dict[str, str], **details: str) -> 
     if causes:
         answer["details"] = {**details, "causes": list(causes)}
     return json.dumps(answer).encode()
+
+
+def kubeconfig_for(folder: Path, server: str) -> str:
+    path = folder / "kubeconfig"
+    cluster = f"{{name: c, cluster: {{server: '{server.rstrip('/')}'}}}}"
+    context = "{name: c, context: {cluster: c, user: u}}"
+    path.write_text(
+        f"apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{cluster}]\ncontexts: [{context}]\n"
+        "users: [{name: u, user: {token: t}}]\n"
+    )
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +117,48 @@ def test_a_url_that_names_no_store_is_refused(url: str) -> None:
 
 
 async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
-    path = tmp_path / "kubeconfig"
-    cluster = "{name: c, cluster: {server: 'http://127.0.0.1:1'}}"
-    context = "{name: c, context: {cluster: c, user: u}}"
-    path.write_text(
-        f"apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{cluster}]\ncontexts: [{context}]\n"
-        "users: [{name: u, user: {token: t}}]\n"
-    )
+    path = kubeconfig_for(tmp_path, "http://127.0.0.1:1")
     store = connect(f"kubernetes://?kubeconfig={path}&context=c")
     with pytest.raises(Unavailable, match="does not answer"):
         await store.list(CONFIG_MAP)
     await store.close()
+
+
+class CountingThreads(ThreadPoolExecutor):
+    """A loop's default threads, and how often they were asked."""
+
+    asked = 0
+
+    def submit(self, *arguments: Any, **named: Any) -> Any:
+        self.asked += 1
+        return super().submit(*arguments, **named)
+
+
+async def test_a_request_asks_no_thread_for_proxies_and_passwords(tmp_path: Path) -> None:
+    async def listing(_: web.Request) -> web.Response:
+        return web.json_response({"metadata": {"resourceVersion": "1"}, "items": []})
+
+    application = web.Application()
+    application.router.add_get("/api/v1/configmaps", listing)
+    threads = CountingThreads()
+    asyncio.get_running_loop().set_default_executor(threads)
+    async with TestServer(application, host="127.0.0.1") as server:
+        store = KubernetesStore(kubeconfig=kubeconfig_for(tmp_path, str(server.make_url("/"))), environment={})
+        assert (await store.list(CONFIG_MAP)).items == []
+        await store.close()
+    assert threads.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "proxy"),
+    [
+        ({}, None),
+        ({"HTTPS_PROXY": "http://proxy:3128"}, "http://proxy:3128"),
+        ({"https_proxy": "http://small:1", "HTTPS_PROXY": "http://proxy:3128"}, "http://small:1"),
+        ({"HTTP_PROXY": "http://proxy:3128"}, None),
+        ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "other,.cluster.local"}, None),
+        ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "other"}, "http://proxy:3128"),
+    ],
+)
+def test_the_proxy_is_the_one_that_the_environment_names(environment: dict[str, str], proxy: str | None) -> None:
+    assert proxy_for("https://api.cluster.local:6443", environment) == proxy
