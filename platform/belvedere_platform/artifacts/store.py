@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class ArtifactStore:
     def __init__(self, url: str, *, storage: Storage | None = None) -> None:
         self._storage = storage or open_storage(url)
         self._read_index = (b"", Index())
+        self._unwritten: list[IndexEntry] = []
+        self._joining = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -140,8 +143,32 @@ class ArtifactStore:
             artifact_type=ARTIFACT_TYPES[descriptor.kind],
             tag=tag,
         )
+        with self._joining:
+            self._unwritten.append(entry)
         with self._storage.lock("index"):
-            self._write_index(self._index().add(entry))
+            self._write_joined(entry)
+
+    def _write_joined(self, own: IndexEntry) -> None:
+        """Write the index once for all threads of this process that wait for it: each write is of all that it has."""
+        with self._joining:
+            entries, self._unwritten = self._unwritten, []
+        if not any(one is own for one in entries):
+            # Another thread has written it with its own.
+            self._unwritten_again(entries)
+            return
+        index = self._index()
+        for entry in entries:
+            index = index.add(entry)
+        try:
+            self._write_index(index)
+        except BaseException:
+            self._unwritten_again(one for one in entries if one is not own)
+            raise
+
+    def _unwritten_again(self, entries: Iterable[IndexEntry]) -> None:
+        """Leave entries to the threads that brought them: each of them waits for the lock still."""
+        with self._joining:
+            self._unwritten[:0] = entries
 
     def _index(self) -> Index:
         try:
@@ -272,6 +299,8 @@ class ArtifactStore:
         """Give an artifact one more tag; a tag that named another artifact moves."""
         _check_tag(tag)
         descriptor = self.resolve(reference)
+        if tag in descriptor.tags:
+            return descriptor
         with self._storage.writing():
             self._index_add(descriptor, tag)
         return self.resolve(descriptor.digest)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from belvedere_platform.artifacts import ArtifactKind, ArtifactNotFound, ArtifactStore, CorruptBlob
+from belvedere_platform.artifacts.errors import StorageFull
+from belvedere_platform.artifacts.storage import LocalStorage
 from belvedere_platform.errors import InvalidInput, NotFound
 
 FILES = {"model.safetensors": b"weights", "model.json": b"{}", "examples/1.png": b"picture"}
@@ -277,3 +282,56 @@ def test_a_second_pull_by_digest_reads_nothing_from_the_store(tmp_path: Path, th
         store.pull(pushed.digest, out)
     away.rename(tmp_path / "store")
     assert files_in(store.pull(pushed.digest, out)) == FILES
+
+
+class SlowIndex(LocalStorage):
+    """Counts the writes of the index, and holds the first one until it is let go."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.writes = 0
+        self.fails = False
+        self.held, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, path: str, source: IO[bytes]) -> str:
+        if path != "index.json":
+            return super().write(path, source)
+        self.writes += 1
+        if self.writes == 1 and not self.go_on.is_set():
+            self.held.set()
+            assert self.go_on.wait(30)
+            if self.fails:
+                raise StorageFull(str(self.root), "writing index.json")
+        return super().write(path, source)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tags_that_wait_for_the_index_are_written_together(tmp_path: Path, fails: bool) -> None:
+    plain = ArtifactStore(str(tmp_path / "store"))
+    digest = plain.push(ArtifactKind.MODEL, FILES, config=CONFIG).digest
+    storage = SlowIndex(tmp_path / "store")
+    storage.fails = fails
+    store = ArtifactStore("", storage=storage)
+    with ThreadPoolExecutor(8) as threads:
+        first = threads.submit(store.tag, digest, "models/first")
+        assert storage.held.wait(30)
+        others = [threads.submit(store.tag, digest, f"models/{number}") for number in range(7)]
+        while len(store._unwritten) < len(others):
+            assert not any(one.done() for one in others)
+        storage.go_on.set()
+        if fails:
+            with pytest.raises(StorageFull):
+                first.result()
+        for one in (*others, *(() if fails else (first,))):
+            one.result()
+    assert storage.writes == 2
+    expected = {f"models/{number}" for number in range(7)} | (set() if fails else {"models/first"})
+    assert set(plain.resolve(digest).tags) == expected
+
+
+def test_a_tag_that_stands_is_not_written_again(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path / "store"))
+    pushed = store.push(ArtifactKind.MODEL, FILES, config=CONFIG, tag="models/v1")
+    before = (tmp_path / "store" / "index.json").stat().st_ino
+    assert store.tag(pushed.digest, "models/v1") == pushed
+    assert (tmp_path / "store" / "index.json").stat().st_ino == before
