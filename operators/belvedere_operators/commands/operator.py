@@ -22,7 +22,7 @@ PREFIX = "BELVEDERE_OPERATOR"
 
 
 NODES = "nodes"
-WORKERS = 8
+WORKERS = 16
 
 
 def _budget(context: click.Context, parameter: click.Parameter, given: str | None) -> float | str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from belvedere_operators.runtime.queue import Key
 from belvedere_platform.store import Manifest
@@ -11,6 +11,7 @@ from belvedere_platform.store import Manifest
 INDEXED_PREFIX = "belvedere.dev/"
 _NAMESPACE = "namespace"
 Entry = tuple[str, str]
+Names = Callable[[Manifest], Iterable[str | None]]
 
 
 def key_of(manifest: Manifest) -> Key:
@@ -30,6 +31,7 @@ class Copies:
     def __init__(self) -> None:
         self._objects: dict[Key, Manifest] = {}
         self._index: dict[Entry, set[Key]] = defaultdict(set)
+        self._names: dict[str, Names] = {}
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -57,6 +59,17 @@ class Copies:
             if (namespace is None or key.namespace == namespace) and _carries(self._objects[key], labels)
         ]
 
+    def index(self, name: str, names: Names) -> None:
+        """From now on find objects by the names that they give of others, without looking at all of them."""
+        self._names[name] = names
+        for key, manifest in self._objects.items():
+            for entry in self._entries(manifest):
+                self._index[entry].add(key)
+
+    def naming(self, index: str, namespace: str, name: str) -> list[Key]:
+        """Return the keys of the objects of a namespace that give a name, in order."""
+        return sorted(key for key in self._index.get((index, name), ()) if key.namespace == namespace)
+
     def put(self, manifest: Manifest) -> None:
         """Keep this version of an object, unless a newer one is known."""
         key = key_of(manifest)
@@ -66,7 +79,7 @@ class Copies:
                 return
             self._forget(key, before)
         self._objects[key] = manifest
-        for entry in _entries(manifest):
+        for entry in self._entries(manifest):
             self._index[entry].add(key)
 
     def drop(self, manifest: Manifest) -> None:
@@ -92,11 +105,15 @@ class Copies:
 
     def _forget(self, key: Key, manifest: Manifest) -> None:
         del self._objects[key]
-        for entry in _entries(manifest):
+        for entry in self._entries(manifest):
             keys = self._index[entry]
             keys.discard(key)
             if not keys:
                 del self._index[entry]
+
+    def _entries(self, manifest: Manifest) -> set[Entry]:
+        given = {(index, name) for index, names in self._names.items() for name in names(manifest) if name is not None}
+        return given.union(_entries(manifest))
 
 
 def _carries(manifest: Manifest, labels: Mapping[str, str]) -> bool:
@@ -104,7 +121,7 @@ def _carries(manifest: Manifest, labels: Mapping[str, str]) -> bool:
     return all(carried.get(name) == value for name, value in labels.items())
 
 
-def _entries(manifest: Manifest) -> list[tuple[str, str]]:
+def _entries(manifest: Manifest) -> list[Entry]:
     metadata = manifest["metadata"]
     labels = (metadata.get("labels") or {}).items()
     return [

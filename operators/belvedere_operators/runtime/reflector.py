@@ -10,7 +10,7 @@ from random import Random
 from prometheus_client import Counter
 
 from belvedere_operators.runtime.clock import Clock
-from belvedere_operators.runtime.copies import Copies
+from belvedere_operators.runtime.copies import Copies, Names
 from belvedere_operators.runtime.queue import Key
 from belvedere_platform.errors import Gone, NotInstalled, Unavailable
 from belvedere_platform.store import Kind, Manifest, ObjectStore
@@ -83,6 +83,14 @@ class Reflector:
     def list(self, namespace: str | None = None, *, labels: Mapping[str, str] | None = None) -> list[Manifest]:
         """Return the objects last seen, in the order of their names."""
         return self._copies.select(namespace, labels or {})
+
+    def index(self, name: str, names: Names) -> None:
+        """Find objects by what they name from now on, under the name of the index."""
+        self._copies.index(name, names)
+
+    def naming(self, index: str, namespace: str, name: str) -> Sequence[Key]:
+        """Return the keys of the objects of a namespace that give a name, in order."""
+        return self._copies.naming(index, namespace, name)
 
     def learn(self, manifest: Manifest) -> None:
         """Take what a write answered, so that the next read sees it even before the watch does."""

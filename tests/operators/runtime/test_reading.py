@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from belvedere_operators.runtime import CachedStore, Caches, FakeClock, MeteredStore
+from belvedere_operators.runtime import CachedStore, Caches, FakeClock, Key, MeteredStore
 from belvedere_operators.runtime.copies import Copies
 from belvedere_platform.errors import NotFound
 from belvedere_platform.store import Manifest
@@ -137,6 +137,10 @@ async def test_calls_are_counted_by_verb_kind_and_outcome(store: EmbeddedStore) 
     assert (count("apply", "ok"), count("get", "NotFound")) == (before[0] + 1, before[1] + 1)
 
 
+def services_named(one: Manifest) -> tuple[str | None, ...]:
+    return one["metadata"]["labels"].get("belvedere.dev/service"), None
+
+
 CHANGES = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from(["x", "y"]), st.booleans()), min_size=1, max_size=30
 )
@@ -150,6 +154,7 @@ def test_whatever_order_news_comes_in_the_newest_stays(changes: Any, order: Any)
         for version, (name, service, deleted) in enumerate(changes, 1)
     ]
     copies = Copies()
+    copies.index("early", services_named)
     told = [*history, *((one, False) for one, deleted in history if not deleted)]
     # The watch keeps its order; answers come before or after the watch has said the same.
     order.shuffle(told)
@@ -167,6 +172,10 @@ def test_whatever_order_news_comes_in_the_newest_stays(changes: Any, order: Any)
         labels = {"belvedere.dev/service": service}
         named = {one["metadata"]["name"] for one in copies.select("default", labels)}
         assert named == {name for name, one in found.items() if one["metadata"]["labels"] == labels}
+        copies.index("late", services_named)
+        for index in ("early", "late"):
+            assert copies.naming(index, "default", service) == [Key("default", name) for name in sorted(named)]
+            assert copies.naming(index, "elsewhere", service) == []
 
 
 def test_a_list_takes_away_what_is_gone_but_not_what_was_learned_since() -> None:

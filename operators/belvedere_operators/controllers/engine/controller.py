@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
@@ -17,6 +18,7 @@ from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_VERSION
 
 FIELD_MANAGER = "belvedere-engine"
+VERSION_INDEX = "spec.modelVersion"
 
 
 async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
@@ -110,13 +112,11 @@ class EngineReconciler:
 def engine_controller(context: Context) -> Controller:
     """Return the controller of Engines."""
 
-    def engines_of(version: Manifest) -> list[Key]:
-        namespace = version["metadata"]["namespace"]
-        return [
-            Key(namespace, engine["metadata"]["name"])
-            for engine in context.caches.of(ENGINE).list(namespace)
-            if engine["spec"]["modelVersion"] == version["metadata"]["name"]
-        ]
+    engines = context.caches.of(ENGINE)
+    engines.index(VERSION_INDEX, lambda engine: (engine["spec"]["modelVersion"],))
+
+    def engines_of(version: Manifest) -> Sequence[Key]:
+        return engines.naming(VERSION_INDEX, version["metadata"]["namespace"], version["metadata"]["name"])
 
     return Controller(
         name="engine",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.modelservice.apply import FIELD_MANAGER, apply_children, apply_journal, tell
 from belvedere_operators.controllers.modelservice.children import children
@@ -14,7 +16,7 @@ from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.controllers.modelservice.status import status_of
 from belvedere_operators.controllers.status import write_status
 from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL
-from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Terminal, Watched, key_of, label_keys
+from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Terminal, Watched, label_keys
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.resources.model_service import ModelServiceStatus
 from belvedere_platform.store import Manifest
@@ -34,6 +36,7 @@ from belvedere_platform.store.kinds import (
 )
 
 SHORTEST_WAIT_SECONDS = 0.05
+VERSION_INDEX = "spec.version"
 
 
 class ModelServiceReconciler:
@@ -94,13 +97,14 @@ def model_service_controller(context: Context) -> Controller:
     reconciler = ModelServiceReconciler(context, prometheus)
     by_service = label_keys(SERVICE_LABEL)
     services = context.caches.of(MODEL_SERVICE)
+    services.index(VERSION_INDEX, lambda service: (service["spec"].get("version"),))
 
-    def naming_version(manifest: Manifest) -> list[Key]:
+    def naming_version(manifest: Manifest) -> Sequence[Key]:
         """Map a ModelVersion or an Engine to the services that ask for its version."""
         spec = manifest.get("spec", {})
         version = spec.get("modelVersion", manifest["metadata"]["name"])
         namespace = manifest["metadata"]["namespace"]
-        return [key_of(one) for one in services.list(namespace) if one["spec"].get("version") == version]
+        return services.naming(VERSION_INDEX, namespace, version)
 
     return Controller(
         name="modelservice",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.status import report
@@ -25,6 +26,7 @@ from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import MODEL_VERSION, NODE, RAY_JOB, TRAINING_RUN
 
 FIELD_MANAGER = "belvedere-trainingrun"
+VERSIONS_INDEX = "versions"
 
 
 class TrainingRunReconciler:
@@ -73,21 +75,20 @@ class TrainingRunReconciler:
                 await self._context.store.delete(RAY_JOB, name, namespace)
 
 
+def versions_named(run: Manifest) -> tuple[str | None, ...]:
+    """Return the versions that a run publishes, may publish, or starts from."""
+    spec = run["spec"]
+    return spec.get("version"), run["metadata"]["name"], (spec.get("initializeFrom") or {}).get("modelVersion")
+
+
 def training_run_controller(context: Context) -> Controller:
     """Return the controller of TrainingRuns."""
 
-    def waiting_for_version(version: Manifest) -> list[Key]:
-        namespace = version["metadata"]["namespace"]
-        return [
-            Key(namespace, run["metadata"]["name"])
-            for run in context.caches.of(TRAINING_RUN).list(namespace)
-            if version["metadata"]["name"]
-            in (
-                run["spec"].get("version"),
-                run["metadata"]["name"],
-                run["spec"].get("initializeFrom", {}).get("modelVersion"),
-            )
-        ]
+    runs = context.caches.of(TRAINING_RUN)
+    runs.index(VERSIONS_INDEX, versions_named)
+
+    def waiting_for_version(version: Manifest) -> Sequence[Key]:
+        return runs.naming(VERSIONS_INDEX, version["metadata"]["namespace"], version["metadata"]["name"])
 
     # A run that waits looks again by itself: nodes change too often to wake every run each time.
     nodes = (Watched(kind=NODE, keys=lambda node: ()),) if context.settings.count_accelerators else ()
