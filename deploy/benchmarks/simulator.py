@@ -20,6 +20,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
+import uvloop
 from aiohttp import web
 
 from belvedere_platform.errors import BelvedereError, Conflict, NotFound
@@ -246,7 +247,7 @@ def main() -> None:
     """Play until told to end."""
     kubeconfig, namespace, port = sys.argv[1:]
     print(json.dumps({"simulator": os.getpid()}), flush=True)
-    asyncio.run(Simulator(kubeconfig, namespace, int(port)).run())
+    uvloop.run(Simulator(kubeconfig, namespace, int(port)).run())
 
 
 if __name__ == "__main__":

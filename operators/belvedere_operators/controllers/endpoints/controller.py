@@ -29,7 +29,7 @@ FIELD_MANAGER = "belvedere-endpoints"
 SHORTEST_POLL_SECONDS = 1.0
 POLLS_PER_SECOND = 60.0
 SETTLED_POLLS_PER_SECOND = 25.0
-"""How many dashboards are asked in a second, all together: while replicas are missing, and when none is.
+"""How many dashboards are asked in a second: of all services whose replicas are missing, and of all others.
 
 A replica that goes is not waited for that long: KubeRay changes the RayService's status, and Envoy finds out by itself.
 """
@@ -43,13 +43,15 @@ class EndpointsReconciler:
         self._dashboards = Dashboards(context.http, context.clock)
         self._silent: set[Key] = set()
         self._seen: set[Key] = set()
+        self._missing: set[Key] = set()
+        """Whose replicas are not all there: the fewer wait, the sooner each is looked at again."""
 
     async def reconcile(self, key: Key) -> After | None:
         """Make the slices of one RayService what its replicas are now. Owner references remove them with it."""
         ray_service = await find_standing(self._context.store, RAY_SERVICE, key)
         if ray_service is None or SERVICE_LABEL not in ray_service["metadata"].get("labels", {}):
-            self._silent.discard(key)
-            self._seen.discard(key)
+            for known in (self._silent, self._seen, self._missing):
+                known.discard(key)
             return None
         polled = len(self._context.caches.of(RAY_SERVICE, MANAGED_BY))
         if key not in self._seen:
@@ -62,8 +64,9 @@ class EndpointsReconciler:
         if decision is not None:
             await self._apply(key, decision)
         settled = decision is not None and not decision.changes and decision.num_ready >= replicas_asked(ray_service)
-        at_once = SETTLED_POLLS_PER_SECOND if settled else POLLS_PER_SECOND
-        return After(max(SHORTEST_POLL_SECONDS, polled / at_once))
+        (self._missing.discard if settled else self._missing.add)(key)
+        turn = polled / SETTLED_POLLS_PER_SECOND if settled else len(self._missing) / POLLS_PER_SECOND
+        return After(max(SHORTEST_POLL_SECONDS, turn))
 
     async def _stood(self, key: Key, ray_service: Manifest) -> bool:
         existing = await self._context.store.list(ENDPOINT_SLICE, key.namespace, labels={RAY_SERVICE_LABEL: key.name})

@@ -80,7 +80,9 @@ def _stored_status(manifest: Manifest) -> ModelServiceStatus | None:
 def wait_seconds(state: State, journal: Journal) -> float:
     """Return how long nothing happens by itself: until the next look, the end of a hold, or the end of a retirement."""
     # A rollout that has just begun is looked at as often as it asks.
-    interval = look_seconds(state.spec.rollout.interval_seconds, journal, state.num_services)
+    interval = look_seconds(
+        state.spec.rollout.interval_seconds, journal, num_services=state.num_services, num_waiting=state.num_waiting
+    )
     moments = [(journal.looked.time if journal.looked else state.now) + interval]
     moments += [one.until for one in journal.retiring]
     active = journal.active

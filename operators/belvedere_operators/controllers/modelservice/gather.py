@@ -58,13 +58,15 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
     service = ModelService.model_validate({**manifest, "status": None})
     stored = await get(store, CONFIG_MAP, journal_name(key.name), key.namespace)
     journal = memory.recall(key, read_journal(stored))
-    num_services = len(context.caches.of(MODEL_SERVICE))
+    num_services, num_waiting = len(context.caches.of(MODEL_SERVICE)), memory.num_waiting
     names = versions_of(service.spec, journal, manifest)
     versions = await _objects(store, MODEL_VERSION, {name: name for name in names}, key.namespace)
     engines = await _objects(store, ENGINE, {name: engine_name(name, service.spec) for name in names}, key.namespace)
     kind = SERVER_KINDS[service.spec.backend]
     servers, others = await _servers(store, key, kind, count_others=context.settings.cluster_cpus is not None)
-    interval = look_seconds(service.spec.rollout.interval_seconds, journal, num_services)
+    interval = look_seconds(
+        service.spec.rollout.interval_seconds, journal, num_services=num_services, num_waiting=num_waiting
+    )
     metrics, problem = await _metrics(prometheus, service.spec, journal, key, now, interval)
     return State(
         now=now,
@@ -79,6 +81,7 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
         guards=await _guards(store, key),
         missing_kind=_missing_kind(context, service.spec),
         num_services=num_services,
+        num_waiting=num_waiting,
         routable=await _routable(store, key),
         cluster_cpus=context.settings.cluster_cpus,
         cpus_of_others=others,

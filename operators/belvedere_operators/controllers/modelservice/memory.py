@@ -13,6 +13,7 @@ IDLE_LOOKS_PER_SECOND = 20.0
 """How many services without a rollout are looked at in a second, all together."""
 WAITING_LOOK_SECONDS = 1.0
 WAITING_LOOKS_PER_SECOND = 40.0
+"""How many of those are, that wait for the gateway to send them requests: the fewer wait, the sooner each is looked at."""
 
 
 class Memory:
@@ -20,6 +21,12 @@ class Memory:
 
     def __init__(self) -> None:
         self._looks: dict[Key, Looked] = {}
+        self._waiting: set[Key] = set()
+
+    @property
+    def num_waiting(self) -> int:
+        """How many services wait for the gateway."""
+        return len(self._waiting)
 
     def recall(self, key: Key, journal: Journal) -> Journal:
         """Return the journal with the last look, if that is not in it."""
@@ -30,13 +37,15 @@ class Memory:
         return journal if known is not None and known.time >= last.time else journal.with_(looked=last)
 
     def keep(self, key: Key, journal: Journal) -> None:
-        """Keep the last look."""
+        """Keep the last look, and whether the service waits for the gateway."""
+        (self._waiting.add if waits_for_gateway(journal) else self._waiting.discard)(key)
         if journal.looked is not None:
             self._looks[key] = journal.looked
 
     def forget(self, key: Key) -> None:
         """Drop what is known of a service that is gone."""
         self._looks.pop(key, None)
+        self._waiting.discard(key)
 
 
 def worth_writing(journal: Journal) -> Journal:
@@ -44,14 +53,21 @@ def worth_writing(journal: Journal) -> Journal:
     return journal if journal.active is not None else journal.with_(looked=None)
 
 
-def look_seconds(interval_seconds: float, journal: Journal, num_services: int) -> float:
+def waits_for_gateway(journal: Journal) -> bool:
+    """Return whether a service without a rollout has replicas and no requests yet, as far as the last look tells."""
+    looked = journal.looked
+    if journal.active is not None or looked is None:
+        return False
+    return journal.served and journal.stable not in looked.effective_weight and not looked.problem
+
+
+def look_seconds(interval_seconds: float, journal: Journal, *, num_services: int, num_waiting: int) -> float:
     """Return how long after a look the next one is due: as asked during a rollout, seldom enough for all without one.
 
     While a service waits for the gateway to send it requests, the figures are what it waits for.
     """
     if journal.active is not None:
         return interval_seconds
-    looked = journal.looked
-    if journal.served and looked is not None and journal.stable not in looked.effective_weight and not looked.problem:
-        return min(interval_seconds, max(WAITING_LOOK_SECONDS, num_services / WAITING_LOOKS_PER_SECOND))
+    if waits_for_gateway(journal):
+        return min(interval_seconds, max(WAITING_LOOK_SECONDS, num_waiting / WAITING_LOOKS_PER_SECOND))
     return max(interval_seconds, num_services / IDLE_LOOKS_PER_SECOND)

@@ -47,6 +47,8 @@ class State:
     """Ready replicas by version, from EndpointSlices."""
     num_services: int = 1
     """How many services this control plane looks after."""
+    num_waiting: int = 0
+    """How many of them wait for the gateway to send them requests."""
     cluster_cpus: float | None = None
     """CPUs that replicas may use; None when the cluster does not say."""
     cpus_of_others: float = 0.0

@@ -204,6 +204,26 @@ async def test_replicas_that_were_there_before_the_operator_are_looked_at_in_the
     assert len(services.bench.requests) == asked + 2
 
 
+async def test_the_fewer_wait_for_replicas_the_sooner_each_is_looked_at(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belvedere_operators.controllers.endpoints.controller.POLLS_PER_SECOND", 0.5)
+    keys = [Key("default", f"emoji-v{number}") for number in range(4)]
+    for key in keys:
+        await services.apply(key.name, replicas=1)
+    services.answer = None
+    assert [await services.reconciler.reconcile(key) for key in keys] == [
+        After(2.0),
+        After(4.0),
+        After(6.0),
+        After(8.0),
+    ]
+    for key in keys[:3]:
+        await services.bench.store.delete(RAY_SERVICE, key.name, "default")
+        assert await services.reconciler.reconcile(key) is None
+    assert await services.reconciler.reconcile(keys[3]) == After(2.0)
+
+
 async def test_slices_go_with_their_service(services: Services) -> None:
     await services.look(details([replica("a")], {"a": (1, 2)}))
     await services.bench.store.delete(RAY_SERVICE, KEY.name, "default")
