@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from belvedere_operators.runtime import EventRecorder
+from belvedere_operators.runtime import Clock, EventRecorder
 from belvedere_platform.resources.base import Status
 from belvedere_platform.store import Manifest, ObjectStore
 
@@ -25,23 +25,24 @@ def status_fields(status: Status) -> dict[str, Any]:
     return status.model_dump(by_alias=True, exclude_none=True, mode="json")
 
 
-async def report(
-    store: ObjectStore,
-    events: EventRecorder,
-    manifest: Manifest,
-    before: Status | None,
-    status: Status,
-    happenings: Iterable[Happening],
-    *,
-    field_manager: str,
-) -> None:
-    """Record what happened and apply the status, if it differs from the one before."""
-    if status == before:
-        return
-    # Before the status: once that says so, nobody would know that the Event is still to be written.
-    for one in happenings:
-        await events.record(manifest, one.type, one.reason, one.message)
-    await write_status(store, manifest, before, status, field_manager=field_manager)
+class Reporter:
+    """Reports for one controller, in its name."""
+
+    def __init__(self, store: ObjectStore, clock: Clock, *, field_manager: str) -> None:
+        self._store = store
+        self._field_manager = field_manager
+        self._events = EventRecorder(store, clock=clock, component=field_manager)
+
+    async def report(
+        self, manifest: Manifest, before: Status | None, status: Status, happenings: Iterable[Happening]
+    ) -> None:
+        """Record what happened and apply the status, if it differs from the one before."""
+        if status == before:
+            return
+        # Before the status: once that says so, nobody would know that the Event is still to be written.
+        for one in happenings:
+            await self._events.record(manifest, one.type, one.reason, one.message)
+        await write_status(self._store, manifest, before, status, field_manager=self._field_manager)
 
 
 async def write_status(

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
 from belvedere_operators.controllers.reading import condition_is_true, find, find_standing
-from belvedere_operators.controllers.status import Happening, report
+from belvedere_operators.controllers.status import Happening, Reporter
 from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
 from belvedere_operators.manifests.ownership import MANAGED_BY
-from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Watched, find_condition, owner_keys
+from belvedere_operators.runtime import After, Controller, Key, Watched, find_condition, owner_keys
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob
 from belvedere_platform.resources.engine import Engine, EngineStatus
 from belvedere_platform.store import Manifest
@@ -85,7 +85,7 @@ class EngineReconciler:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
+        self._reporter = Reporter(context.store, context.clock, field_manager=FIELD_MANAGER)
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring one engine a step further."""
@@ -97,15 +97,7 @@ class EngineReconciler:
         for child in decision.children:
             await self._context.store.apply(child, field_manager=FIELD_MANAGER)
         before = state.engine.status
-        await report(
-            self._context.store,
-            self._events,
-            manifest,
-            before,
-            decision.status,
-            happenings(before, decision.status),
-            field_manager=FIELD_MANAGER,
-        )
+        await self._reporter.report(manifest, before, decision.status, happenings(before, decision.status))
         return None if decision.after_seconds is None else After(decision.after_seconds)
 
 

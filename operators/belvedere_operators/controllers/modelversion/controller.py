@@ -8,8 +8,8 @@ from datetime import datetime
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.reading import find_standing
-from belvedere_operators.controllers.status import Happening, report
-from belvedere_operators.runtime import After, Controller, EventRecorder, Failure, Key, is_true, set_from_failure
+from belvedere_operators.controllers.status import Happening, Reporter
+from belvedere_operators.runtime import After, Controller, Failure, Key, is_true, set_from_failure
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore, CorruptBlob, Descriptor
 from belvedere_platform.resources.model_version import ModelVersion, ModelVersionStatus
 from belvedere_platform.store import Manifest
@@ -113,7 +113,7 @@ class ModelVersionReconciler:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
+        self._reporter = Reporter(context.store, context.clock, field_manager=FIELD_MANAGER)
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring the status of one version up to date."""
@@ -126,15 +126,7 @@ class ModelVersionReconciler:
         happening = Happening(
             type="Normal" if ready.status == "True" else "Warning", reason=ready.reason, message=ready.message
         )
-        await report(
-            self._context.store,
-            self._events,
-            manifest,
-            state.version.status,
-            decision.status,
-            (happening,),
-            field_manager=FIELD_MANAGER,
-        )
+        await self._reporter.report(manifest, state.version.status, decision.status, (happening,))
         return After(decision.after_seconds)
 
 

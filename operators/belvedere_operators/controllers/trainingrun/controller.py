@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 
 from belvedere_operators.controllers.context import Context
-from belvedere_operators.controllers.status import report
+from belvedere_operators.controllers.status import Reporter
 from belvedere_operators.controllers.trainingrun.decide import Decision, decide
 from belvedere_operators.controllers.trainingrun.progress import ProgressBoard
 from belvedere_operators.controllers.trainingrun.state import State, gather
@@ -16,7 +16,6 @@ from belvedere_operators.manifests.rayjob import RUN_LABEL
 from belvedere_operators.runtime import (
     After,
     Controller,
-    EventRecorder,
     Key,
     Watched,
     label_keys,
@@ -36,7 +35,7 @@ class TrainingRunReconciler:
         self._context = context
         self._admission = asyncio.Lock()
         self._board = ProgressBoard(context.http, context.settings.prometheus_url, context.clock)
-        self._events = EventRecorder(context.store, clock=context.clock, component=FIELD_MANAGER)
+        self._reporter = Reporter(context.store, context.clock, field_manager=FIELD_MANAGER)
 
     async def reconcile(self, key: Key) -> After | None:
         """Bring one run a step further."""
@@ -53,15 +52,7 @@ class TrainingRunReconciler:
     async def _act(self, key: Key, manifest: Manifest, state: State) -> After | None:
         decision = decide(state)
         await self._apply(decision, key.namespace)
-        await report(
-            self._context.store,
-            self._events,
-            manifest,
-            state.run.status,
-            decision.status,
-            decision.happenings,
-            field_manager=FIELD_MANAGER,
-        )
+        await self._reporter.report(manifest, state.run.status, decision.status, decision.happenings)
         return None if decision.after_seconds is None else After(decision.after_seconds)
 
     async def _apply(self, decision: Decision, namespace: str) -> None:

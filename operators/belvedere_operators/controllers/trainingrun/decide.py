@@ -154,7 +154,12 @@ def _first_attempt(state: State) -> Outcome:
         parent_digest=state.parent.digest if state.parent is not None else None,
         suspended=state.run.spec.suspend,
     )
-    return _launch(state, attempt, f"attempt {attempt.number} is submitted")
+    return _launch(state, attempt, _waits(attempt.number))
+
+
+def _waits(number: int, why: str = "") -> str:
+    """Return the same sentence before and after the job is there: one status for both."""
+    return f"attempt {number} waits: {why or 'not started yet'}"
 
 
 def _launch(state: State, attempt: Attempt, message: str) -> Outcome:
@@ -166,6 +171,7 @@ def _launch(state: State, attempt: Attempt, message: str) -> Outcome:
         reason="Suspended" if suspended else "Pending",
         message="spec.suspend is true" if suspended else message,
         attempt=attempt.number,
+        waits_for_capacity=not suspended,
         children=(*_guard(state), _job(state, attempt)),
         after_seconds=state.look_seconds,
     )
@@ -182,7 +188,7 @@ def _while_running(state: State, last: Attempt) -> Outcome:
     return Outcome(
         phase="Running" if running else "Pending",
         reason="Training" if running else "Pending",
-        message=f"attempt {last.number} {'is training' if running else 'waits: ' + (last.message or 'not started yet')}",
+        message=f"attempt {last.number} is training" if running else _waits(last.number, last.message),
         attempt=last.number,
         after_seconds=state.look_seconds,
     )

@@ -11,7 +11,6 @@ from typing import Any
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.reading import condition_is_true, find, find_standing
 from belvedere_operators.controllers.trainingrun.accelerators import (
-    FINAL_JOB_STATUSES,
     Accelerators,
     accelerators_for,
 )
@@ -140,7 +139,7 @@ async def gather(context: Context, board: ProgressBoard, key: Key) -> tuple[Mani
     if last is not None and last.succeeded and not finished:
         trained = await asyncio.to_thread(_trained, context.artifacts, run_tag(run.metadata, last.number))
     reading = None
-    if last is not None and not finished and last.job_status not in FINAL_JOB_STATUSES:
+    if last is not None and not finished and last.job_status == "RUNNING":
         reading = await board.read(key)
     # What a run starts from is looked up until it has started: the attempts carry it on.
     begins = last is None and not finished

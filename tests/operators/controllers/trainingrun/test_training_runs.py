@@ -117,6 +117,17 @@ async def test_a_run_becomes_a_version(run: Run) -> None:
     assert await run.bench.events() == [("Normal", "AttemptStarted", 1), ("Normal", "Published", 1)]
 
 
+async def test_a_run_says_once_that_it_waits_whether_its_job_is_there_yet_or_not(run: Run) -> None:
+    run.add_data()
+    await run.start()
+    await run.reconcile()
+    before = await run.bench.get(TRAINING_RUN, "clip-v1")
+    assert await run.ready() == ("False", "Pending", "attempt 1 waits: not started yet")
+    await run.bench.clock.advance(2)
+    await run.reconcile()
+    assert await run.bench.get(TRAINING_RUN, "clip-v1") == before
+
+
 async def test_reconciling_again_changes_nothing(run: Run) -> None:
     run.add_data()
     await run.start()
