@@ -135,7 +135,7 @@ def _slo(state: State, journal: Journal) -> Found:
     looked, slo = journal.looked, state.spec.slo
     side = looked.sides.get(journal.stable) if looked is not None and journal.stable is not None else None
     if side is None or looked is None or looked.problem is not None:
-        return "SLOMet", "Unknown", "NoData", looked.problem or "" if looked else "not measured yet"
+        return "SLOMet", "Unknown", "NoData", (looked.problem if looked else None) or "not measured yet"
     if side.error_ratio is not None and side.error_ratio > 1 - slo.availability:
         told = f"{side.error_ratio:.2%} of the answers are errors; {1 - slo.availability:.2%} are allowed"
         return "SLOMet", "False", "ErrorBudgetBurning", told

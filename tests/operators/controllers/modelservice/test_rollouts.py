@@ -7,7 +7,15 @@ import json
 import pytest
 
 from belvedere_operators.runtime import Terminal
-from belvedere_platform.store.kinds import CONFIG_MAP, DEPLOYMENT, EVENT, PROMETHEUS_RULE, RAY_SERVICE, SERVICE
+from belvedere_platform.store.kinds import (
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    MODEL_SERVICE,
+    PROMETHEUS_RULE,
+    RAY_SERVICE,
+    SERVICE,
+)
 
 
 async def test_the_first_version_is_served_without_a_rollout(serving):
@@ -18,6 +26,17 @@ async def test_the_first_version_is_served_without_a_rollout(serving):
     assert (await serving.condition("Ready"))["status"] == "True"
     assert (await serving.condition("RolloutProgressing"))["reason"] == "Complete"
     assert await serving.get(PROMETHEUS_RULE, "search-slo") is not None
+
+
+async def test_a_look_that_finds_nothing_is_no_news(world):
+    await world.add_version("v1")
+    await world.ask("v1")
+    await world.reconcile()
+    before = await world.get(MODEL_SERVICE, "search")
+    assert (await world.condition("SLOMet"))["message"] == "not measured yet"
+    await world.clock.advance(60)
+    await world.reconcile()
+    assert await world.get(MODEL_SERVICE, "search") == before
 
 
 async def test_nothing_is_routed_before_a_replica_is_ready(world):
