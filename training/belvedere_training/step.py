@@ -53,6 +53,7 @@ class View(NamedTuple):
     position: int
     pixels_B3SS: Tensor
     tokens_BT: Tensor
+    asked_BT: Tensor
     same: tuple[Tensor, ...]
     further: tuple[Tensor, ...]
 
@@ -158,7 +159,9 @@ class Stepper:
             pixels_B3SS = functional.avg_pool2d(pixels_B3SS, 2)
         same = tuple(alike(batch.pairs.concepts, texts).to(device) for texts in batch.pairs.all_texts())
         further = tuple(tokens_BT.to(device) for tokens_BT in batch.further)
-        return View(position, pixels_B3SS.to(device), batch.tokens_BT.to(device), same, further)
+        return View(
+            position, pixels_B3SS.to(device), batch.tokens_BT.to(device), batch.asked_BT.to(device), same, further
+        )
 
     def _embed(self, view: View, rows: slice, terms: tuple[str, ...]) -> Outputs:
         """Return embeddings and the losses of the terms for these rows of this worker; several texts give text_BKE."""
@@ -173,7 +176,9 @@ class Stepper:
             own = slice(self.first + rows.start, self.first + rows.stop)
             seed = mixed(self.setting.seed, view.position, own.start, 1)
             generator = torch.Generator().manual_seed(seed)
-            outputs: Outputs = self.network(pixels_B3SS, tokens_BT, view.same[0][own, own], terms, generator)
+            outputs: Outputs = self.network(
+                pixels_B3SS, tokens_BT, view.asked_BT[rows], view.same[0][own, own], terms, generator
+            )
             return outputs
 
     def _contrast(self, view: View, image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:

@@ -34,10 +34,17 @@ def test_shares_are_those_asked() -> None:
 
 def test_questions_are_drawn_with_their_answers_where_there_are_any() -> None:
     asked = [["what shape is in the picture?", "circle"], ["is there a blue shape?", "no"]]
-    texts = drawn({**RECORD, "questions": asked}, TextChoice(asked=0.6))
+    texts = drawn({**RECORD, "questions": asked}, TextChoice(asked=0.6, most_asked=1))
     answered = [text for text in texts if text in {statement(*one) for one in asked}]
     assert abs(len(answered) / len(texts) - 0.6) < 0.03
     assert set(answered) == {"what shape is in the picture? circle", "is there a blue shape? no"}
+
+
+def test_a_text_holds_as_many_answered_questions_as_asked_for() -> None:
+    asked = [["what shape?", "circle"], ["is it blue?", "no"], ["is it red?", "yes"]]
+    texts = drawn({**RECORD, "questions": asked}, TextChoice(asked=1.0, most_asked=2), 50)
+    assert "is it blue? no\nwhat shape? circle" in texts
+    assert {text.count("?") for text in texts} == {2}
 
 
 def test_a_language_alone_gets_every_draw() -> None:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from belvedere_training.data.corpus import Corpus, corpus_texts
 from belvedere_training.model.text import PAD_ID
-from belvedere_training.model.tokenizer import END, MASK, encode, learn, load
+from belvedere_training.model.tokenizer import END, MASK, answers_of, encode, learn, load, mark_ids
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,18 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 def test_chinese_characters_stay_single(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("红色圆形").ids[:5]) == 5
     assert int((encode(tokenizer, ["红色圆形"]) != PAD_ID).sum()) == 5, "the start and four characters"
+
+
+def test_answers_are_what_stands_between_a_question_mark_and_the_next_question() -> None:
+    asked = ["what is there? circle\nis it blue? no", "red circle"]
+    words = learn(asked, 400, 20, generative=True)
+    tokens = encode(words, asked)
+    said = answers_of(tokens, *mark_ids(words))
+    assert (
+        words.decode(tokens[0][said[0] & (tokens[0] != PAD_ID)].tolist(), skip_special_tokens=False)
+        == " circle no<end>"
+    )
+    assert not said[1].any()
 
 
 def test_texts_are_padded_and_cut_to_the_context(tokenizer: Tokenizer) -> None:

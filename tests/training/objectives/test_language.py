@@ -40,6 +40,14 @@ def test_the_next_word_is_asked_and_padding_is_not() -> None:
     torch.testing.assert_close(next_word_loss(logits, tokens), expected)
 
 
+def test_only_answers_cost_where_a_text_asks() -> None:
+    tokens, logits = torch.tensor([[1, 5, 7, PAD_ID]]), torch.randn(1, 4, 9)
+    asked = torch.tensor([[False, False, True, False]])
+    expected = functional.cross_entropy(logits[0, 1:2], tokens[0, 2:3])
+    torch.testing.assert_close(next_word_loss(logits, tokens, asked_BT=asked), expected)
+    assert next_word_loss(logits, tokens, asked_BT=torch.zeros_like(asked)) == 0
+
+
 def test_only_words_that_were_asked_cost() -> None:
     logits, tokens = torch.randn(1, 3, 9, requires_grad=True), torch.tensor([[1, 5, 7]])
     asked = torch.tensor([[False, False, True]])

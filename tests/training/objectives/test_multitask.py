@@ -19,7 +19,7 @@ def test_every_head_receives_a_gradient(whole: VisionLanguageModel, draw: torch.
     tokens = torch.randint(2, 299, (4, 10), generator=draw)
     tokens[:, 0] = 1
     terms = drawn(ALL, 0, 0)
-    outputs = module(torch.randn(4, 3, 32, 32), tokens, torch.eye(4, dtype=torch.bool), terms, draw)
+    outputs = module(torch.randn(4, 3, 32, 32), tokens, tokens > 0, torch.eye(4, dtype=torch.bool), terms, draw)
     assert set(outputs.losses) == {"itm", "lm", "mlm", "mim", "unused"}
     assert outputs.losses["unused"].item() == 0
     total = sum(outputs.losses.values()) + (outputs.scale * outputs.image_BE * outputs.text_BE).sum()
@@ -31,7 +31,7 @@ def test_every_head_receives_a_gradient(whole: VisionLanguageModel, draw: torch.
 
 def test_weights_that_no_term_used_get_a_gradient_of_zero(whole: VisionLanguageModel, draw: torch.Generator) -> None:
     same, tokens = torch.eye(2, dtype=torch.bool), torch.tensor([[1, 5], [1, 6]])
-    outputs = MultiTask(whole, 299)(torch.randn(2, 3, 32, 32), tokens, same, (), draw)
+    outputs = MultiTask(whole, 299)(torch.randn(2, 3, 32, 32), tokens, tokens > 0, same, (), draw)
     (outputs.image_BE.sum() + outputs.losses["unused"]).backward()
     gradient = whole.match_head.weight.grad
     assert gradient is not None

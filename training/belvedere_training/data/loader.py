@@ -15,7 +15,7 @@ from torch import Tensor
 from belvedere_training.data.augmentation import Augmentation, drop_words, views
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.sampler import Pairs, PairSampler
-from belvedere_training.model.tokenizer import encode
+from belvedere_training.model.tokenizer import answers_of, encode, mark_ids
 
 # B pairs of this worker, S picture edge, T tokens
 
@@ -33,6 +33,8 @@ class Batch:
 
     pixels_B3SS: Tensor
     tokens_BT: Tensor
+    asked_BT: Tensor
+    """Which tokens are to be said: those of answers where a text asks, all where it does not."""
     pairs: Pairs
     further: tuple[Tensor, ...] = ()
     """Token ids [B, T] of the second, third … texts."""
@@ -59,6 +61,7 @@ class Loader:
         self.corpus, self.tokenizer = corpus, tokenizer
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.augmentation = augmentation or Augmentation()
+        self._marks = mark_ids(tokenizer)
         self.sampler = PairSampler(corpus, seed=seed, texts_each=texts_each)
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
 
@@ -81,7 +84,11 @@ class Loader:
             drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, self.rows)
             for texts in pairs.all_texts()
         )
-        return Batch(pixels_B3SS=pixels_B3SS, tokens_BT=tokens_BT, pairs=pairs, further=tuple(further))
+        asks_B1 = torch.tensor(pairs.asks[self.rows])[:, None]
+        asked_BT = ~asks_B1 | answers_of(tokens_BT, *self._marks)
+        return Batch(
+            pixels_B3SS=pixels_B3SS, tokens_BT=tokens_BT, asked_BT=asked_BT, pairs=pairs, further=tuple(further)
+        )
 
     def close(self) -> None:
         """End the thread."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.texts import TextChoice, draw_text
+from belvedere_training.data.texts import MARK, TextChoice, draw_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,8 @@ class Pairs:
     pictures: tuple[int, ...]
     concepts: tuple[int, ...]
     texts: tuple[str, ...]
+    asks: tuple[bool, ...]
+    """Whether a text is made of answered questions."""
     further: tuple[tuple[str, ...], ...] = ()
     """Second, third … texts: for each number, one a picture."""
 
@@ -37,7 +39,7 @@ class PairSampler:
 
     def batch(self, position: int, count: int) -> Pairs:
         """Return the pairs at position … position + count - 1 of the run."""
-        pictures, concepts, texts = [], [], []
+        pictures, concepts, texts, asks = [], [], [], []
         for index in range(position, position + count):
             epoch, place = divmod(index, len(self.pictures))
             concept = int(self._order(epoch)[place])
@@ -45,9 +47,17 @@ class PairSampler:
             picture = choose.choice(self.pictures[concept])
             pictures.append(picture)
             concepts.append(concept)
-            texts.append(draw_text(self.records[picture], choose, self.texts))
+            record = self.records[picture]
+            texts.append(draw_text(record, choose, self.texts))
+            asks.append(MARK in texts[-1] and bool(record.get("questions")))
         further = tuple(self._further(number, position, pictures) for number in range(1, self.texts_each))
-        return Pairs(pictures=tuple(pictures), concepts=tuple(concepts), texts=tuple(texts), further=further)
+        return Pairs(
+            pictures=tuple(pictures),
+            concepts=tuple(concepts),
+            texts=tuple(texts),
+            asks=tuple(asks),
+            further=further,
+        )
 
     def _further(self, number: int, position: int, pictures: list[int]) -> tuple[str, ...]:
         """Return one more text for each picture, drawn apart, so that the first ones are those of a run without."""

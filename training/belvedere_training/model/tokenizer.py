@@ -9,6 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
+from belvedere_training.data.texts import BETWEEN_QUESTIONS, MARK
 from belvedere_training.model.text import PAD_ID
 
 SPECIAL = ("<pad>", "<start>")
@@ -65,3 +66,17 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], *, trim: bool = False, to
     if to_continue and end is not None:
         tokens_BT = tokens_BT.masked_fill(tokens_BT == end, PAD_ID)
     return tokens_BT[:, : int((tokens_BT != PAD_ID).sum(1).max())] if trim else tokens_BT
+
+
+def mark_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the tokens that end a question and an answer: bytes, which every vocabulary has."""
+    mark = tokenizer.encode(f"{MARK}x", add_special_tokens=False).ids[0]
+    between = tokenizer.encode(f"x{BETWEEN_QUESTIONS}x", add_special_tokens=False).ids[1]
+    return mark, between
+
+
+def answers_of(tokens_BT: Tensor, mark: int, between: int) -> Tensor:
+    """Return [B, T] true for tokens after the end of a question and before the end of its answer."""
+    place_T = torch.arange(tokens_BT.shape[1])
+    asked_BT, answered_BT = (torch.where(tokens_BT == token, place_T, -1).cummax(1).values for token in (mark, between))
+    return (asked_BT > answered_BT) & (tokens_BT != mark)

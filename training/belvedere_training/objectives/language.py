@@ -17,12 +17,21 @@ REPLACED_BY_MASK, REPLACED_BY_WORD = 0.8, 0.1
 FIRST_WORD = 2  # tokens below are padding and the start of a text, and are never hidden or put in
 
 
-def next_word_loss(logits_BTV: Tensor, tokens_BT: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the mean cross-entropy of each token given those before it; padding is nobody's target."""
-    target_BT = tokens_BT[:, 1:].masked_fill(tokens_BT[:, 1:] == PAD_ID, -100)
-    return functional.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1).float(), target_BT.flatten(), label_smoothing=smoothing
+def next_word_loss(
+    logits_BTV: Tensor, tokens_BT: Tensor, smoothing: float = 0.0, asked_BT: Tensor | None = None
+) -> Tensor:
+    """Return the mean cross-entropy of each token given those before it; padding is nobody's target.
+
+    asked_BT: the tokens that count, all if None; nothing asked costs nothing.
+    """
+    left_out_BT = tokens_BT[:, 1:] == PAD_ID
+    if asked_BT is not None:
+        left_out_BT = left_out_BT | ~asked_BT[:, 1:]
+    target_BT = tokens_BT[:, 1:].masked_fill(left_out_BT, -100)
+    total = functional.cross_entropy(
+        logits_BTV[:, :-1].flatten(0, 1).float(), target_BT.flatten(), label_smoothing=smoothing, reduction="sum"
     )
+    return total / (~left_out_BT).sum().clamp(min=1)
 
 
 class Hidden(NamedTuple):

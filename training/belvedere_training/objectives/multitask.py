@@ -75,11 +75,15 @@ class MultiTask(nn.Module):
         self,
         pixels_B3SS: Tensor,
         tokens_BT: Tensor,
+        asked_BT: Tensor,
         same_BB: Tensor,
         terms: tuple[str, ...],
         generator: torch.Generator,
     ) -> Outputs:
-        """Return embeddings and the losses of the terms. same_BB: pairs that are no negatives of each other."""
+        """Return embeddings and the losses of the terms.
+
+        asked_BT: words to be said. same_BB: pairs that are no negatives of each other.
+        """
         model = self.model
         image, text = model.vision.encode(pixels_B3SS), model.text.encode(tokens_BT)
         image_BE, text_BE, scale = model.project_image(image), model.project_text(text), model.scale()
@@ -88,7 +92,7 @@ class MultiTask(nn.Module):
             negatives = hard_negatives(image_BE, text_BE, scale, same_BB, generator)
             losses["itm"] = matching_loss(model, image, text, negatives)[0]
         if "lm" in terms:
-            losses["lm"] = self._next_words(image, text, tokens_BT)
+            losses["lm"] = self._next_words(image, text, tokens_BT, asked_BT)
         if "mlm" in terms:
             losses["mlm"] = self._hidden_words(image, tokens_BT, generator)
         if "mim" in terms:
@@ -97,11 +101,11 @@ class MultiTask(nn.Module):
         losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         return Outputs(image_BE, text_BE, scale, losses)
 
-    def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor) -> Tensor:
+    def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:
         # A causal tower has made this pass for the contrast already (Yu et al. 2022, arXiv:2205.01917, section 3.2).
         text = text if self.model.text.causal else self.model.text.encode(tokens_BT, causal=True)
         fused = self.model.fuse_encoded(image, text, causal=True)
-        return next_word_loss(self.model.words(fused.text_BTD), tokens_BT)
+        return next_word_loss(self.model.words(fused.text_BTD), tokens_BT, asked_BT=asked_BT)
 
     def _hidden_words(self, image: Encoded, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
         assert self.mask_id is not None
