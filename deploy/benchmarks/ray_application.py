@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,19 @@ class RayApplication:
     def memory_mib(self) -> float:
         """Return the memory of the replica, by the kernel's account; 0 where its process is not found."""
         # Ray names a replica's process so.
-        found, title = 0, f"ray::ServeReplica:{self._name}:".encode()
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if (folder / "cmdline").read_bytes().startswith(title):
-                    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-                    found += int(fields["VmRSS"].split()[0])
-        return found / 1024
+        title = f"ray::ServeReplica:{self._name}:".encode()
+        return memory_mib(lambda words: words[0].startswith(title))
+
+
+def memory_mib(is_meant: Callable[[list[bytes]], bool]) -> float:
+    """Return the memory of the processes whose command line is meant, by the kernel's account."""
+    found = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if is_meant((folder / "cmdline").read_bytes().split(b"\0")):
+                fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                found += int(fields["VmRSS"].split()[0])
+    return found / 1024
 
 
 @contextlib.contextmanager

@@ -19,26 +19,29 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
-import numpy as np
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import BelvedereError, Unavailable
 from belvedere_platform.protocol import EMBED_IMAGE
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
-from belvedere_serving.client.load import Body, Outcome, bodies, closed_loop, open_loop
+from belvedere_serving.client.load import Body, Outcome, bodies, closed_loop
 from belvedere_serving.engines.build import build
+from belvedere_serving.tuning.search import Settings
+from belvedere_serving.tuning.servers import own_server
 from engine_rows import engine_rows
 from generation import generation_rows
 from length_rows import length_rows
 from malformed import malformed_grpc, malformed_http
+from overload import overload, overload_rows
 from peer_engine import Engine
-from ray_application import RayApplication, ray_application
+from ray_application import memory_mib, ray_application
 from servers import peer, triton
 from vision import Vision, picture, push_model
 
@@ -50,7 +53,6 @@ OWN = "ray serve"
 ROUNDS = 5
 LEVEL_SECONDS = 2.0
 P95_MILLISECONDS = 100.0
-DEADLINE_SECONDS = 1.0
 SMALL = 64
 """Edge of the pictures that the servers are compared with: a small model, so that the server is felt."""
 
@@ -79,9 +81,13 @@ async def server_rows(store: ArtifactStore, folder: Path, options: argparse.Name
             rows += await _compared(url, files, folder, given)
             rows.append(await _overhead(url, given, Engine(files)))
         if "overload" in options.only:
-            rows += await _overload(own, url, given, options.overload_seconds)
+            seconds = options.overload_seconds
+            found = await overload(url, given, seconds=seconds, memory_mib=own.memory_mib, say=say)
+            rows += overload_rows(found, name="overload", seconds=seconds)
         if "malformed" in options.only:
             rows.append(await _malformed(url, f"127.0.0.1:{own.grpc}", given, options.malformed))
+    if "overload" in options.only:
+        rows += await _bare_overload(engine.digest, store.url, given, options.overload_seconds)
     return rows
 
 
@@ -184,59 +190,14 @@ async def _overhead(url: str, given: list[Body], engine: Engine) -> Row:
     )
 
 
-async def _overload(own: RayApplication, url: str, given: list[Body], seconds: float) -> list[Row]:
-    """Return how the server does at three times its capacity, which is what it answers to as many clients as fill its batches."""
-    peak = max([(await closed_loop(url, given, clients=32, seconds=5)).per_second for _ in range(2)])
-    say(f"overload: {3 * peak:.0f}/s for {seconds:.0f} s")
-    warm = await open_loop(url, given, rate=3 * peak, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
-    before = own.memory_mib()
-    outcome = await open_loop(url, given, rate=3 * peak, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
-    after = own.memory_mib()
-    in_time = [taken for taken in outcome.latencies if taken <= DEADLINE_SECONDS]
-    goodput = len(in_time) / outcome.seconds
-    refused = 1000 * float(np.median(outcome.refused)) if outcome.refused else None
-    statuses = dict(sorted((warm.statuses + outcome.statuses).items()))
-    note = f"{seconds:.0f} s at {3 * peak:.0f}/s by a client on the same cores; answers: {statuses}"
-    return [
-        result(
-            "overload_goodput_ratio",
-            goodput / peak,
-            "share",
-            "higher",
-            0.9,
-            own_value=goodput,
-            peer="peak",
-            peer_value=peak,
-            note=note,
-        ),
-        result(
-            "overload_rss_growth_mib",
-            after - before if before else None,
-            "MiB",
-            "lower",
-            50.0,
-            own_value=after,
-            note="the replica, after a warm-up under the same load"
-            if before
-            else "the replica's process was not found",
-        ),
-        result(
-            "overload_accepted_p99_ms",
-            outcome.percentile(99),
-            "ms",
-            "lower",
-            1000 * DEADLINE_SECONDS,
-            note="at the client",
-        ),
-        result(
-            "overload_refused_p50_ms",
-            refused,
-            "ms",
-            "lower",
-            None,
-            note="429, 503 and 504 at the client, who is as busy as the server",
-        ),
-    ]
+async def _bare_overload(engine: str, artifacts: str, given: list[Body], seconds: float) -> list[Row]:
+    """Return how our server does without Ray around it."""
+    settings = Settings(engine=engine, max_batch_size=16, batch_wait_milliseconds=2)
+    with own_server(settings, artifacts=artifacts) as url:
+        port = url.rpartition(":")[2]
+        memory = partial(memory_mib, lambda words: b"--http-port" in words and port.encode() in words)
+        found = await overload(url, given, seconds=seconds, memory_mib=memory, say=say)
+    return overload_rows(found, name="overload_bare", seconds=seconds)
 
 
 async def _malformed(url: str, address: str, given: list[Body], number: int) -> Row:

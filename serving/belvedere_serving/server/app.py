@@ -16,6 +16,8 @@ from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import RayMetrics
 
 INGRESS = "V2Server"
+NUM_QUEUES = 6
+"""V2 models that an engine has at most."""
 
 
 class _V2Server:
@@ -23,6 +25,7 @@ class _V2Server:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         config = ServerConfig.parse(arguments)
+        service.take_short_turns()
         folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
         engine = engine_cache.load(folder, threads=config.threads, models=config.models)
         service.warm_up(engine, config.max_batch_size)
@@ -59,8 +62,8 @@ for _name in ANSWER_OF:
 def build(args: Mapping[str, Any]) -> serve.Application:
     """Return the application of one version of one service. Raises InvalidInput for wrong arguments."""
     config = ServerConfig.parse(args)
-    # Serve must let more in than our own queue holds: ours refuses with a V2 error, Serve's with one of its own.
-    ongoing = config.max_rows_waiting + 2 * config.max_batch_size + 16
+    # Serve must let more in than our own queues hold, one a model: ours refuse with a V2 error, Serve's with one of its own.
+    ongoing = NUM_QUEUES * (config.max_rows_waiting + config.max_batch_size) + 16
     deployment = serve.deployment(
         name=INGRESS,
         max_ongoing_requests=ongoing,

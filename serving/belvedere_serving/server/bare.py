@@ -16,10 +16,11 @@ from grpc_reflection.v1alpha import reflection
 from belvedere_platform.errors import Unavailable
 from belvedere_serving.server import engine_cache
 from belvedere_serving.server.config import ServerConfig
+from belvedere_serving.server.door import Door
 from belvedere_serving.server.grpc_service import ANSWER_OF, REFLECTED, GrpcAnswers, add_to_server
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import NoMetrics
-from belvedere_serving.server.service import InferenceService, assemble, warm_up
+from belvedere_serving.server.service import InferenceService, assemble, take_short_turns, warm_up
 
 
 class _Servicer:
@@ -56,7 +57,12 @@ async def serving(
     listener = _listen(host, http_port)
     http_server = uvicorn.Server(
         uvicorn.Config(
-            V2HttpApp(service), lifespan="on", log_config=None, access_log=False, timeout_graceful_shutdown=5
+            Door(V2HttpApp(service)),
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
         )
     )
     await grpc_server.start()
@@ -74,6 +80,7 @@ async def serve_until_stopped(
     config: ServerConfig, *, http_port: int, grpc_port: int, started: Callable[[int, int], None]
 ) -> None:
     """Serve an engine until SIGINT or SIGTERM; `started` is called with the ports."""
+    take_short_turns()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

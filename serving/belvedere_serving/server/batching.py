@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -145,6 +145,19 @@ class Batcher:
         prepared = self.preparing.expected(1) * (self._coming_rows + rows) + self.running.expected(self._cost_of(rows))
         seconds = max(prepared, self._lane.expected_seconds(self, rows))
         return Forecast(seconds=seconds, lag_seconds=self._lane.lag.seconds, alone=self._admitted_rows == 0)
+
+    def retry_after(self, seconds_left: float, inside: int) -> int | None:
+        """Return after how many seconds to come again, where a request would not be answered in time beside so many.
+
+        Those of them that have not been let in yet are on their way here, and ahead.
+        """
+        ahead = max(inside, self._admitted_rows)
+        if not ahead:
+            return None
+        if ahead >= self._policy.max_waiting_rows + self._policy.max_rows:
+            return 1
+        forecast = replace(self.forecast(1 + ahead - self._admitted_rows), alone=False)
+        return None if forecast.in_time(seconds_left) else forecast.retry_after_seconds(seconds_left)
 
     @contextmanager
     def admitted(self, rows: int, deadline: float = math.inf) -> Iterator[None]:

@@ -22,8 +22,8 @@ from belvedere_platform.protocol.grpc_messages import (
     render_server_metadata,
 )
 from belvedere_serving.server import describe
+from belvedere_serving.server.door import DEADLINE_HEADER, timeout_of
 from belvedere_serving.server.grpc_stream import Serialized, answer_stream
-from belvedere_serving.server.http_app import DEADLINE_HEADER, timeout_of
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import SERVER_TIMING
 from belvedere_serving.server.tracing import CARRIED

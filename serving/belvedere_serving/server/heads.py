@@ -112,6 +112,10 @@ class Head:
         """Return how many tokens some inputs have; a head says it with its answer."""
         return no_tokens(elements)
 
+    def retry_after(self, seconds_left: float, inside: int) -> int | None:
+        """Return nothing: how long a text takes is known when it has been read."""
+        return None
+
     def count(self, seconds: float, timing: Timing, rows: int | None) -> None:
         """Count a request that took so long; `rows` is None when it got an error."""
         if rows is None:
@@ -159,6 +163,10 @@ class MatchModel(Head):
     def running_since(self) -> float | None:
         """Return when the run that goes on began."""
         return self.batcher.running_since
+
+    def retry_after(self, seconds_left: float, inside: int) -> int | None:
+        """Return after how many seconds to come again, where one more request beside so many could not be answered in time."""
+        return self.batcher.retry_after(seconds_left, inside)
 
     async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
         """Return the scores of the request's pairs."""

@@ -18,7 +18,7 @@ from belvedere_platform.protocol.http_messages import (
     render_infer_response,
 )
 from belvedere_serving.server import chat_api, describe, generate_api, openai_api
-from belvedere_serving.server.admission import Turns
+from belvedere_serving.server.door import DOOR, time_left
 from belvedere_serving.server.event_stream import EventStream, while_listening
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import SERVER_TIMING
@@ -30,7 +30,6 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = dict[bytes, bytes]
 
 MAX_BODY_BYTES = 64 << 20
-DEADLINE_HEADER = b"x-envoy-expected-rq-timeout-ms"
 _JSON = (b"content-type", b"application/json")
 _OCTETS = (b"content-type", b"application/octet-stream")
 
@@ -50,8 +49,6 @@ class V2HttpApp:
     def __init__(self, service: InferenceService, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         self._service = service
         self._max_body_bytes = max_body_bytes
-        self._turns = Turns()
-        self._inside = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or follow the server's lifespan."""
@@ -60,14 +57,12 @@ class V2HttpApp:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"V2 is not spoken over {scope['type']}")
-        self._turns.look()
-        self._inside += 1
+        if DOOR in scope:
+            scope[DOOR].introduce(self._service)
         try:
             answer = await self._answer(scope, receive)
         except V2Error as error:
             answer = failed(error)
-        finally:
-            self._inside -= 1
         if isinstance(answer, EventStream):
             await answer.send(receive, send)
             return
@@ -91,17 +86,9 @@ class V2HttpApp:
             case ["v2", "models", name, "versions", version, "infer"]:
                 pass
             case ["v1", "embeddings"]:
-                return (
-                    await self._embeddings(dict(scope["headers"]), receive)
-                    if method == "POST"
-                    else not_allowed(method, "POST")
-                )
+                return await self._embeddings(scope, receive) if method == "POST" else not_allowed(method, "POST")
             case ["v1", "chat", "completions"]:
-                return (
-                    await self._chat(dict(scope["headers"]), receive)
-                    if method == "POST"
-                    else not_allowed(method, "POST")
-                )
+                return await self._chat(scope, receive) if method == "POST" else not_allowed(method, "POST")
             case ["v2", "models", name, "generate" | "generate_stream" as how]:
                 return await self._generate(name, "", how, scope, receive)
             case ["v2", "models", name, "versions", version, "generate" | "generate_stream" as how]:
@@ -117,7 +104,7 @@ class V2HttpApp:
                 return found if method in ("GET", "HEAD") else not_allowed(method, "GET")
         if method != "POST":
             return not_allowed(method, "POST")
-        return await self._infer(name, version, dict(scope["headers"]), receive)
+        return await self._infer(name, version, scope, receive)
 
     def _look(self, parts: list[str], path: str) -> Answer:
         match parts:
@@ -150,17 +137,15 @@ class V2HttpApp:
             raise V2Error(Reason.UNAVAILABLE, "the server is stopping", retry_after_seconds=1)
         return data_answer(said)
 
-    async def _infer(self, name: str, version: str, headers: Headers, receive: Receive) -> Answer:
-        if self._turns.too_long(self._inside - 1):
-            self._service.count_refused("http")
-            raise V2Error(Reason.RESOURCE_EXHAUSTED, "the server is too busy; try again later", retry_after_seconds=1)
+    async def _infer(self, name: str, version: str, scope: Message, receive: Receive) -> Answer:
+        headers: Headers = dict(scope["headers"])
         body = await self._body(headers, receive)
         length = headers.get(HEADER_LENGTH.encode())
         answering = self._service.infer(
             lambda: parse_infer_request(name, version, body, None if length is None else length.decode("latin-1")),
             render_infer_response,
             "http",
-            timeout_seconds=timeout_of(headers.get(DEADLINE_HEADER)),
+            timeout_seconds=time_left(scope, headers),
             carrier=_carrier(headers),
         )
         # A text takes long enough for its client to go; watching costs more than a tower's whole run.
@@ -171,21 +156,23 @@ class V2HttpApp:
             return Answer(content, headers=(_JSON, told))
         return Answer(content, headers=(_OCTETS, (HEADER_LENGTH.encode(), str(header_length).encode()), told))
 
-    async def _embeddings(self, headers: Headers, receive: Receive) -> Answer:
+    async def _embeddings(self, scope: Message, receive: Receive) -> Answer:
         """Answer OpenAI's clients, also what is wrong in the way that they read."""
+        headers: Headers = dict(scope["headers"])
         try:
             body = await self._body(headers, receive)
-            limit = timeout_of(headers.get(DEADLINE_HEADER))
+            limit = time_left(scope, headers)
             content, timing = await openai_api.embeddings(self._service, body, timeout_seconds=limit)
         except V2Error as error:
             return failed(error, openai_api.error_body(error))
         return Answer(content, headers=(_JSON, (SERVER_TIMING.encode(), timing.header().encode())))
 
-    async def _chat(self, headers: Headers, receive: Receive) -> Answer | EventStream:
+    async def _chat(self, scope: Message, receive: Receive) -> Answer | EventStream:
         """Answer OpenAI's clients, also what is wrong in the way that they read."""
+        headers: Headers = dict(scope["headers"])
         try:
             body = await self._body(headers, receive)
-            limit = timeout_of(headers.get(DEADLINE_HEADER))
+            limit = time_left(scope, headers)
             asked, answers = chat_api.completions(self._service, body, timeout_seconds=limit)
             if asked.stream:
                 return await while_listening(chat_api.stream(asked, answers).begin(), receive)
@@ -201,7 +188,7 @@ class V2HttpApp:
         headers: Headers = dict(scope["headers"])
         body = await self._body(headers, receive)
         options: dict[str, Any] = {
-            "timeout_seconds": timeout_of(headers.get(DEADLINE_HEADER)),
+            "timeout_seconds": time_left(scope, headers),
             "carrier": _carrier(headers),
         }
         if how == "generate_stream":
@@ -236,13 +223,6 @@ def relative_path(scope: Message) -> str:
     """Return the path below the prefix that this application is mounted at."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root) :] if root and path.startswith(f"{root}/") else path
-
-
-def timeout_of(header: bytes | None) -> float | None:
-    """Return the seconds that the gateway still waits, if it says so."""
-    if header is None or not header.isdigit() or len(header) > 12 or int(header) == 0:
-        return None
-    return int(header) / 1000
 
 
 def inflated(body: bytes, encoding: str, limit: int) -> bytes:

@@ -60,6 +60,13 @@ class Model(Protocol):
         """Return when the run that goes on began."""
         ...
 
+    def retry_after(self, seconds_left: float, inside: int) -> int | None:
+        """Return after how many seconds to come again, where one more request beside so many could not be answered in time.
+
+        It is asked before the request is read, so it takes the least that one can ask for; None also where that says nothing.
+        """
+        ...
+
     async def infer(self, request: InferRequest, deadline: float, timing: Timing) -> InferResponse:
         """Return the one answer to a request. Raises V2Error."""
         ...
@@ -115,6 +122,10 @@ class ServedModel:
     def running_since(self) -> float | None:
         """Return when the run that goes on began."""
         return self.batcher.running_since
+
+    def retry_after(self, seconds_left: float, inside: int) -> int | None:
+        """Return after how many seconds to come again, where one more request beside so many could not be answered in time."""
+        return self.batcher.retry_after(seconds_left, inside)
 
     async def close(self) -> None:
         """End the batcher."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -49,6 +50,9 @@ PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 Rendered = TypeVar("Rendered")
 STUCK_SECONDS = 120.0
+SWITCH_SECONDS = 0.0001
+"""How long a thread keeps the interpreter while another waits for it. By Python's own 5 ms, the thread that prepares pictures would
+wait as long for each of its steps while the event loop is busy with refusing: it then prepares a few dozen a second."""
 log = logging.getLogger(__name__)
 
 
@@ -241,10 +245,19 @@ class InferenceService:
             if since is not None and self._clock() - since > STUCK_SECONDS:
                 raise RuntimeError(f"model '{model.name}' has been running one batch for {STUCK_SECONDS:.0f} s")
 
-    def count_refused(self, protocol: str) -> None:
+    def retry_after(self, model: str, timeout_seconds: float | None, inside: int) -> int | None:
+        """Return after how many seconds to come again, where one more request beside so many could not be answered in time."""
+        found = self._models.get(model)
+        if found is None:
+            return None
+        limit = self._request_timeout_seconds
+        return found.retry_after(limit if timeout_seconds is None else min(limit, timeout_seconds), inside)
+
+    def count_refused(self, model: str, protocol: str) -> None:
         """Count a request that was refused before it was read."""
-        self._metrics.count_dropped("unknown", "busy")
-        self._metrics.count_request("unknown", protocol, Reason.RESOURCE_EXHAUSTED.name)
+        name = model if model in self._models else "unknown"
+        self._metrics.count_dropped(name, "busy")
+        self._metrics.count_request(name, protocol, Reason.RESOURCE_EXHAUSTED.name)
 
     async def close(self) -> None:
         """Stop taking requests and end the workers."""
@@ -332,6 +345,11 @@ def chosen(models: Sequence[Model], names: Sequence[str]) -> list[Model]:
             f"argument models names {missing[0]!r}; this engine has {', '.join(there) or 'none of them'}"
         )
     return [there[name] for name in names or there]
+
+
+def take_short_turns() -> None:
+    """Let this process's threads change often enough for each to do its part under overload."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def warm_up(engine: LoadedEngine, max_batch_size: int) -> None:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from belvedere_platform.protocol import EMBED_TEXT, EMBEDDING, TEXT, InferRequest, Tensor
 from belvedere_platform.protocol.http_messages import parse_infer_response, render_infer_request
-from belvedere_serving.server.http_app import V2HttpApp, inflated, relative_path, timeout_of
+from belvedere_serving.server.door import timeout_of
+from belvedere_serving.server.http_app import V2HttpApp, inflated, relative_path
 from belvedere_serving.server.service import InferenceService
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -191,17 +192,3 @@ def test_a_cut_off_body_is_not_taken_for_whole() -> None:
     check: Callable[..., bytes] = inflated
     with pytest.raises(Exception, match="cut off"):
         check(whole[:-9], "gzip", 100)
-
-
-async def test_a_loop_whose_turns_are_long_reads_no_more_than_it_has(app: V2HttpApp, recorded: Any) -> None:
-    """Requests that come all at once are answered while turns are short, and refused unread once they are long."""
-    body, headers = text_body("red")
-    path = "/v2/models/embed_text/infer"
-    together = await asyncio.gather(*(call(app, "POST", path, body, headers) for _ in range(40)))
-    assert {status for status, _, _ in together} == {200}
-    app._turns.seconds = 0.5
-    app._turns.look = lambda: None  # type: ignore[method-assign]
-    together = await asyncio.gather(*(call(app, "POST", path, body, headers) for _ in range(40)))
-    assert [status for status, _, _ in together].count(429) == 8
-    assert ("unknown", "busy") in recorded.dropped
-    assert (await call(app, "POST", path, body, headers))[0] == 200

@@ -1,0 +1,91 @@
+"""What a server answers when three times as much comes as it can: our application on Ray Serve, and the same server without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from belvedere_platform.telemetry.benchmark import Row, result
+from belvedere_serving.client.load import Body, Outcome, closed_loop, open_loop
+
+DEADLINE_SECONDS = 1.0
+TIMES = 3
+"""How many times the peak is sent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overload:
+    """One server under too much load."""
+
+    peak: float
+    """Answers a second to as many clients as fill its batches."""
+    outcome: Outcome
+    warm: Outcome
+    memory: tuple[float, float]
+    """MiB before and after, behind the warm-up; 0 where the process was not found."""
+
+    @property
+    def goodput(self) -> float:
+        """Return the answers in time, a second."""
+        return len([taken for taken in self.outcome.latencies if taken <= DEADLINE_SECONDS]) / self.outcome.seconds
+
+
+async def overload(
+    url: str, given: Sequence[Body], *, seconds: float, memory_mib: Callable[[], float], say: Callable[[str], None]
+) -> Overload:
+    """Find the peak of a server, then send three times as much for so long."""
+    peak = max([(await closed_loop(url, given, clients=32, seconds=5)).per_second for _ in range(2)])
+    rate = TIMES * peak
+    say(f"{url}: peak {peak:.0f}/s; now {rate:.0f}/s for {seconds:.0f} s")
+    warm = await open_loop(url, given, rate=rate, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
+    before = memory_mib()
+    outcome = await open_loop(url, given, rate=rate, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
+    return Overload(peak=peak, outcome=outcome, warm=warm, memory=(before, memory_mib()))
+
+
+def overload_rows(found: Overload, *, name: str, seconds: float) -> list[Row]:
+    """Return the rows of one server; their names begin with `name`."""
+    outcome, (before, after) = found.outcome, found.memory
+    statuses = dict(sorted((found.warm.statuses + outcome.statuses).items()))
+    note = f"{seconds:.0f} s at {TIMES * found.peak:.0f}/s by a client on the same cores; answers: {statuses}"
+    rows = [
+        result(
+            f"{name}_goodput_ratio",
+            found.goodput / found.peak,
+            "share",
+            "higher",
+            0.9,
+            own_value=found.goodput,
+            peer="peak",
+            peer_value=found.peak,
+            note=note,
+        ),
+        result(
+            f"{name}_rss_growth_mib",
+            after - before if before else None,
+            "MiB",
+            "lower",
+            50.0,
+            own_value=after,
+            note="after a warm-up under the same load" if before else "the server's process was not found",
+        ),
+        result(
+            f"{name}_accepted_p99_ms",
+            outcome.percentile(99),
+            "ms",
+            "lower",
+            1000 * DEADLINE_SECONDS,
+            note="at the client",
+        ),
+        result(
+            f"{name}_refused_p50_ms",
+            1000 * float(np.median(outcome.refused)) if outcome.refused else None,
+            "ms",
+            "lower",
+            None,
+            note="429, 503 and 504 at the client, who is as busy as the server",
+        ),
+    ]
+    return rows

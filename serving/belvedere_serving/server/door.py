@@ -1,0 +1,135 @@
+"""The outermost part of an HTTP server: what cannot be answered in time is refused before anything is done for it.
+
+In front of our own server it is put by hand, in front of Ray Serve's by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`: what Ray
+does for a request, and reading it, costs more than to refuse it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Protocol
+
+from belvedere_platform.protocol import Reason
+from belvedere_platform.protocol.http_messages import error_body
+from belvedere_serving.server.admission import Turns
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+DOOR = "belvedere.door"
+"""In the scope of a request: the door that it came through."""
+ARRIVED = "belvedere.arrived"
+"""In the scope of a request: when it came, by the event loop's clock. Through Ray it has many turns of the loop to wait for."""
+DEADLINE_HEADER = b"x-envoy-expected-rq-timeout-ms"
+_WORK = ("/infer", "/generate", "/generate_stream")
+_OPENAI_WORK = ("/v1/embeddings", "/v1/chat/completions")
+_TOO_BUSY = "the server is too busy; try again later"
+
+
+class Host(Protocol):
+    """Who is behind a door and knows what is going on there."""
+
+    def retry_after(self, model: str, timeout_seconds: float | None, inside: int) -> int | None:
+        """Return after how many seconds to come again, where one more request beside so many could not be answered in time."""
+        ...
+
+    def count_refused(self, model: str, protocol: str) -> None:
+        """Count a request that was refused before it was read."""
+        ...
+
+
+class Door:
+    """An application behind a door. Questions about state and health always pass, and so does all in an idle server."""
+
+    def __init__(self, app: App, *, turns: Turns | None = None) -> None:
+        self._app = app
+        self._turns = turns or Turns()
+        self._inside: dict[str, int] = {}
+        self._num_inside = 0
+        self._host: Host | None = None
+
+    def introduce(self, host: Host) -> None:
+        """Learn who is inside. Ray makes its doors itself, so the host finds his by the first request that comes through it."""
+        self._host = host
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Refuse a request for work that could not be answered in time; pass on any other."""
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(_WORK + _OPENAI_WORK):
+            await self._app(scope, receive, send)
+            return
+        self._turns.look()
+        model = model_of(scope["path"])
+        if (seconds := self._retry_after(model, scope["headers"])) is not None:
+            for message in refusal(scope["path"], seconds):
+                await send(message)
+            return
+        scope[DOOR], scope[ARRIVED] = self, asyncio.get_running_loop().time()
+        self._num_inside += 1
+        self._inside[model] = self._inside.get(model, 0) + 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_inside -= 1
+            self._inside[model] -= 1
+            if not self._inside[model]:
+                del self._inside[model]
+
+    def _retry_after(self, model: str, headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+        seconds = 1 if self._turns.too_long(self._num_inside) else None
+        if seconds is None and self._host is not None:
+            told = next((value for name, value in headers if name == DEADLINE_HEADER), None)
+            seconds = self._host.retry_after(model, timeout_of(told), self._inside.get(model, 0))
+        if seconds is not None and self._host is not None:
+            self._host.count_refused(model, "http")
+        return seconds
+
+
+def middlewares() -> list[Any]:
+    """Return what Ray Serve puts in front of its HTTP servers."""
+    from starlette.middleware import Middleware
+
+    return [Middleware(Door)]
+
+
+def model_of(path: str) -> str:
+    """Return the model that a path names, empty where the body names it."""
+    _, _, rest = path.rpartition("/v2/models/")
+    return rest.partition("/")[0] if not path.endswith(_OPENAI_WORK) else ""
+
+
+def timeout_of(header: bytes | None) -> float | None:
+    """Return the seconds that the gateway still waits, if it says so."""
+    if header is None or not header.isdigit() or len(header) > 12 or int(header) == 0:
+        return None
+    return int(header) / 1000
+
+
+def time_left(scope: Message, headers: Mapping[bytes, bytes]) -> float | None:
+    """Return the seconds that the gateway still waits for this request, if it says so."""
+    seconds = timeout_of(headers.get(DEADLINE_HEADER))
+    if seconds is None or ARRIVED not in scope:
+        return seconds
+    arrived: float = scope[ARRIVED]
+    return max(0.0, seconds - (asyncio.get_running_loop().time() - arrived))
+
+
+def refusal(path: str, retry_after_seconds: int) -> tuple[Message, Message]:
+    """Return the answer to a request that is not let in, as its client reads it."""
+    content = _OPENAI if path.endswith(_OPENAI_WORK) else _V2
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"retry-after", b"%d" % retry_after_seconds),
+        (b"content-length", b"%d" % len(content)),
+    ]
+    start = {"type": "http.response.start", "status": Reason.RESOURCE_EXHAUSTED.http_status, "headers": headers}
+    return start, {"type": "http.response.body", "body": content}
+
+
+_V2 = error_body(_TOO_BUSY)
+_OPENAI = json.dumps(
+    {"error": {"message": _TOO_BUSY, "type": "rate_limit_error", "param": None, "code": "resource_exhausted"}}
+).encode()
