@@ -33,7 +33,7 @@ from training_subject import Subject
 
 NAMES = ("blocked_attention_points_lost", "best_blocks_points_lost")
 SEEDS = tuple(range(int(os.environ.get("BELVEDERE_BENCH_BLOCKED_SEEDS", "3"))))
-STEPS = int(os.environ.get("BELVEDERE_BENCH_BLOCKED_STEPS", "1500"))
+STEPS = int(os.environ.get("BELVEDERE_BENCH_BLOCKED_STEPS", "600"))
 PICTURES, ASKED_OF_EACH, WIDTH, HEADS = 32, 6, 64, 2
 KINDS: tuple[Attend, ...] = ("full", "pooled", "top")
 
