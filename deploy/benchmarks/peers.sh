@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What ours is compared and tried with, in environments of their own in the cache: model servers and clients of KServe's SDK,
-# FastAPI with uvicorn, and Triton's perf_analyzer. (Newer ones of it need a newer C library than Debian 12 has.)
+# FastAPI with uvicorn, Triton's perf_analyzer, and grpcurl where there is Go. (Newer ones of it need a newer C library than Debian 12 has.)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 cache=${BELVEDERE_CACHE:-$HOME/.cache/belvedere}
@@ -38,3 +38,4 @@ finish() {
 if [ "$(uname -m)" = x86_64 ]; then
   environment perf-analyzer 'tritonclient[http,grpc]==2.41.1' 'nvidia-cuda-runtime-cu12==12.*'
 fi
+"$root/deploy/benchmarks/grpcurl.sh" >/dev/null || echo "grpcurl is left out" >&2

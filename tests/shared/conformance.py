@@ -184,6 +184,30 @@ def reflection_is_enough_to_infer(target: Target) -> None:
     assert list(answer.outputs[0].shape) == [1, target.dimension]
 
 
+def grpcurl_finds_its_way(target: Target) -> None:
+    """The program itself, which knows of the server what reflection says."""
+    program = next(iter(sorted((TOOLS / "grpcurl").glob("*/grpcurl"))), None)
+    if program is None:
+        pytest.skip("grpcurl is not built: deploy/benchmarks/grpcurl.sh")
+
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
+
+    listed = ask("-plaintext", target.grpc, "list")
+    if not target.reflects:
+        assert "does not support the reflection API" in listed.stderr
+        return
+    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(listed.stdout.split())
+    health = ask("-plaintext", target.grpc, "grpc.health.v1.Health/Check")
+    assert json.loads(health.stdout) == {"status": "SERVING"}, health.stderr
+    given = {"name": "TEXT", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": ["cmVk"]}}
+    words = json.dumps({"model_name": "embed_text", "inputs": [given]})
+    answer = ask("-plaintext", "-d", words, target.grpc, "inference.GRPCInferenceService/ModelInfer")
+    assert answer.returncode == 0, answer.stderr
+    (output,) = json.loads(answer.stdout)["outputs"]
+    assert output["shape"] == ["1", str(target.dimension)]
+
+
 def kserves_clients_work(target: Target) -> None:
     python = TOOLS / "serving-peers" / "bin" / "python"
     if not python.exists():
@@ -408,6 +432,7 @@ CHECKS: tuple[Callable[[Target], None], ...] = (
 """The conformance suite."""
 OTHER_CLIENTS: tuple[Callable[[Target], None], ...] = (
     reflection_is_enough_to_infer,
+    grpcurl_finds_its_way,
     kserves_clients_work,
     perf_analyzer_measures,
 )
