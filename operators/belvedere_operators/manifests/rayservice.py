@@ -26,6 +26,8 @@ INGRESS_ENVIRONMENT: Mapping[str, str] = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
     # What takes long in our server has threads of its own; a second event loop only adds four changes of thread to a request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # uvloop accepts one connection a turn: when many come at once, under overload say, the last ones wait for seconds.
+    "RAY_USE_UVLOOP": "0",
     # What Ray does for a request costs more than to refuse it: under overload this does so first.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "belvedere_serving.server.door:middlewares",
 }

@@ -67,7 +67,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     deployment = serve.deployment(
         name=INGRESS,
         max_ongoing_requests=ongoing,
-        max_queued_requests=64,
+        # Requests that come in one turn of the event loop are all queued for a moment.
+        max_queued_requests=ongoing,
         health_check_period_s=5,
         # Every request is in our metrics; a line in a file for each would cost more than a small model's run.
         logging_config={"enable_access_log": False},

@@ -50,7 +50,7 @@ PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
 Rendered = TypeVar("Rendered")
 STUCK_SECONDS = 120.0
-SWITCH_SECONDS = 0.0001
+SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter while another waits for it. By Python's own 5 ms, the thread that prepares pictures would
 wait as long for each of its steps while the event loop is busy with refusing: it then prepares a few dozen a second."""
 log = logging.getLogger(__name__)
