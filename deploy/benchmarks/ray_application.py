@@ -1,8 +1,9 @@
-"""Starts our application on a Ray of its own, with one replica, as the component tests and the benchmark need it."""
+"""Starts our application, or several, on a Ray of its own, with one replica each, as the component tests and the benchmark need it."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class RayApplication:
         """Return how many replicas there are in which state."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("\n")
+        self._process.stdin.write(f"{self._name}\n")
         self._process.stdin.flush()
         states: dict[str, int] = json.loads(self._process.stdout.readline())
         return states
@@ -56,9 +58,24 @@ def memory_mib(is_meant: Callable[[list[bytes]], bool]) -> float:
     return found / 1024
 
 
+@dataclass(frozen=True, kw_only=True)
+class Application:
+    """One application of a Ray: its arguments, and the path that it is found at."""
+
+    arguments: Mapping[str, Any]
+    prefix: str = "/"
+
+
 @contextlib.contextmanager
-def ray_application(arguments: Mapping[str, Any], *, name: str, prefix: str = "/") -> Iterator[RayApplication]:
+def ray_application(arguments: Mapping[str, Any], *, name: str) -> Iterator[RayApplication]:
     """Serve for the time of a with block. Raises Unavailable with what Ray said when it does not start."""
+    with ray_applications({name: Application(arguments=arguments)}) as served:
+        yield served[name]
+
+
+@contextlib.contextmanager
+def ray_applications(applications: Mapping[str, Application]) -> Iterator[dict[str, RayApplication]]:
+    """Serve several, by name, on one Ray for the time of a with block. Raises Unavailable when it does not start."""
     temp = tempfile.mkdtemp(prefix="bv-", dir="/tmp")
     http, grpc, metrics, *own = free_ports(5)
     # A worker takes any port that is free, so these may be gone when the replica wants them: then it takes the next.
@@ -75,10 +92,11 @@ def ray_application(arguments: Mapping[str, Any], *, name: str, prefix: str = "/
         **{f"RAY_SERVE_DIRECT_INGRESS_MAX_{which}_PORT": f"{port + 49}" for which, port in ranges.items()},
         "BELVEDERE_CACHE": f"{temp}/cache",
     }
-    given = {"temp": temp, "http": http, "grpc": grpc, "metrics": metrics, "name": name, "prefix": prefix}
+    given = {"temp": temp, "http": http, "grpc": grpc, "metrics": metrics}
+    asked = {name: dataclasses.asdict(one) for name, one in applications.items()}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, str(HOST), json.dumps({**given, "arguments": arguments})],
+            [sys.executable, str(HOST), json.dumps({**given, "applications": asked})],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -92,7 +110,7 @@ def ray_application(arguments: Mapping[str, Any], *, name: str, prefix: str = "/
             if not line:
                 log.seek(0)
                 raise Unavailable(f"Ray Serve did not start: {log.read()[-3000:]}")
-            yield RayApplication(process, name, json.loads(line), metrics)
+            yield {name: RayApplication(process, name, ports, metrics) for name, ports in json.loads(line).items()}
         finally:
             _stop(process)
             shutil.rmtree(temp, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Our application on a Ray Serve of its own. Usage: ray_host.py JSON; see ray_application.py, which starts it.
+"""Our application, or several, on a Ray Serve of its own. Usage: ray_host.py JSON; see ray_application.py, which starts it.
 
 Prints the ports of its replicas, and at each line of its standard input the states of the replicas; ends with its standard input.
 """
@@ -30,11 +30,14 @@ serve.start(
     http_options={"host": "127.0.0.1", "port": given["http"]},
     grpc_options=gRPCOptions(port=given["grpc"], grpc_servicer_functions=servicers),
 )
-serve.run(build(given["arguments"]), name=given["name"], route_prefix=given["prefix"])
-groups = ray.get(_get_global_client()._controller.get_target_groups.remote())
-print(json.dumps({str(group.protocol.value).lower(): group.targets[0].port for group in groups}), flush=True)
-for _ in sys.stdin:
-    status = serve.status().applications[given["name"]].deployments[INGRESS]
+for name, one in given["applications"].items():
+    serve.run(build(one["arguments"]), name=name, route_prefix=one["prefix"])
+ports: dict[str, dict[str, int]] = {name: {} for name in given["applications"]}
+for group in ray.get(_get_global_client()._controller.get_target_groups.remote()):
+    ports[group.app_name][str(group.protocol.value).lower()] = group.targets[0].port
+print(json.dumps(ports), flush=True)
+for line in sys.stdin:
+    status = serve.status().applications[line.strip()].deployments[INGRESS]
     print(json.dumps({str(state): number for state, number in status.replica_states.items()}), flush=True)
 serve.shutdown()
 ray.shutdown()

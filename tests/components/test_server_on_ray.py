@@ -1,10 +1,12 @@
-"""The model server on a real Ray Serve with direct ingress: both protocols, torch's vectors, errors that harm no replica."""
+"""The model server on a real Ray Serve with direct ingress: both protocols, torch's vectors and words, errors that harm no replica."""
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import importlib.util
 import json
+import queue
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
 from conformance import Target, all_checks, other_clients
-from ray_application import RayApplication, ray_application
+from ray_application import Application, RayApplication, ray_applications
 
 pytestmark = pytest.mark.slow
 
@@ -101,12 +103,40 @@ def expected(
     return embed
 
 
+WRITER = "default.writer-v1"
+
+
 @pytest.fixture(scope="module")
-def server(built: tuple[ArtifactStore, str, str]) -> Iterator[Server]:
-    arguments: dict[str, Any] = {"service": "emoji", "namespace": "default", "model": "stand-in", "version": "v1"}
-    arguments |= {"engineDigest": built[2], "artifacts": built[0].url, "maxBatchSize": 8}
-    with ray_application(arguments, name=PREFIX.strip("/"), prefix=PREFIX) as replica:
-        yield Server(replica)
+def heads() -> Any:
+    """A tiny model that writes, in torch."""
+    from tiny_writer import TorchHeads
+
+    return TorchHeads(layers=(0, 1))  # exporters take their time for each operator
+
+
+@pytest.fixture(scope="module")
+def served(
+    built: tuple[ArtifactStore, str, str], heads: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, RayApplication]]:
+    """One Ray with two applications: towers alone, and heads alone."""
+    from tiny_writer import push_engine
+
+    store = built[0]
+    shared: dict[str, Any] = {"namespace": "default", "version": "v1", "artifacts": store.url, "maxBatchSize": 8}
+    towers = {**shared, "service": "emoji", "model": "stand-in", "engineDigest": built[2]}
+    writer = {**shared, "service": "writer", "model": "writer", "models": ["match", "explain", "caption", "answer"]}
+    writer |= {"engineDigest": push_engine(heads, store, tmp_path_factory.mktemp("heads")), "maxNewTokens": 12}
+    applications = {
+        PREFIX.strip("/"): Application(arguments=towers, prefix=PREFIX),
+        WRITER: Application(arguments=writer, prefix=f"/{WRITER}"),
+    }
+    with ray_applications(applications) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def server(served: dict[str, RayApplication]) -> Server:
+    return Server(served[PREFIX.strip("/")])
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -209,8 +239,94 @@ def test_services_are_found_by_reflection(server: Server) -> None:
     assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(found)
 
 
-def test_no_replica_was_harmed(server: Server) -> None:
-    assert server.replica.replica_states() == {"RUNNING": 1}
+@pytest.fixture(scope="module")
+def picture(heads: Any) -> bytes:
+    return bytes(load_stand_in().picture((220, 30, 30), 4, size=16))
+
+
+@pytest.fixture(scope="module")
+def caption(heads: Any, picture: bytes) -> str:
+    """What the model in torch says of the picture, without cache or server, in as many words as the server may write."""
+    from tiny_writer import words_about
+
+    return words_about(heads, picture, 12)
+
+
+def writer_url(served: dict[str, RayApplication], path: str) -> str:
+    return f"http://127.0.0.1:{served[WRITER].http}/{WRITER}{path}"
+
+
+def ask_in_json(url: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return urllib.request.urlopen(request, timeout=60)
+
+
+def events_of(answer: Any) -> list[bytes]:
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    return [line.removeprefix(b"data: ") for line in answer.read().split(b"\n\n") if line]
+
+
+def test_heads_answer_on_ray(served: dict[str, RayApplication], picture: bytes, caption: str) -> None:
+    body = {"IMAGE": base64.b64encode(picture).decode()}
+    with ask_in_json(writer_url(served, "/v2/models/caption/generate"), body) as answer:
+        assert json.load(answer)["TEXT"] == caption
+    with ask_in_json(writer_url(served, "/v2/models/match/generate"), {**body, "TEXT": "a red circle"}) as answer:
+        assert 0 < json.load(answer)["SCORE"] < 1
+    with ask_in_json(writer_url(served, "/v2/models/explain/generate"), {**body, "TEXT": "a red circle"}) as answer:
+        assert np.shape(json.load(answer)["ATTRIBUTION"])[-2:] == (8, 8)
+
+
+def test_words_come_as_events_through_ray(served: dict[str, RayApplication], picture: bytes, caption: str) -> None:
+    url = "data:image/png;base64," + base64.b64encode(picture).decode()
+    with ask_in_json(writer_url(served, "/v2/models/caption/generate_stream"), {"IMAGE": url}) as answer:
+        events = [json.loads(event) for event in events_of(answer)]
+    assert "".join(event["TEXT"] for event in events) == caption
+    assert [event["triton_final_response"] for event in events] == [False] * (len(events) - 1) + [True]
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+    body = {"model": "writer", "messages": [message], "stream": True}
+    with ask_in_json(writer_url(served, "/v1/chat/completions"), body) as answer:
+        *chunks, done = events_of(answer)
+    assert done == b"[DONE]"
+    said = [choice["delta"].get("content") or "" for chunk in chunks for choice in json.loads(chunk)["choices"]]
+    assert "".join(said) == caption
+
+
+def test_words_come_over_a_grpc_stream_through_ray(
+    served: dict[str, RayApplication], picture: bytes, caption: str
+) -> None:
+    answers: queue.Queue[Any] = queue.Queue()
+    tensor = triton_grpc.InferInput("IMAGE", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([picture], dtype=object))
+    client = triton_grpc.InferenceServerClient(f"127.0.0.1:{served[WRITER].grpc}")
+    try:
+        client.start_stream(lambda result, error: answers.put((result, error)))
+        client.async_stream_infer("caption", [tensor], enable_empty_final_response=True)
+        parts, last = [], False
+        while not last:
+            result, error = answers.get(timeout=60)
+            assert error is None, error
+            if (text := result.as_numpy("TEXT")) is not None:
+                parts.append(text[0])
+            last = result.get_response().parameters["triton_final_response"].bool_param
+    finally:
+        client.close()
+    assert b"".join(parts).decode() == caption
+    assert len(parts) > 1
+
+
+def test_a_reader_who_leaves_takes_his_text_with_him(
+    served: dict[str, RayApplication], picture: bytes, caption: str
+) -> None:
+    body = {"IMAGE": base64.b64encode(picture).decode()}
+    for _ in range(4):
+        with ask_in_json(writer_url(served, "/v2/models/caption/generate_stream"), body) as answer:
+            answer.read(1)
+    with ask_in_json(writer_url(served, "/v2/models/caption/generate"), body) as answer:
+        assert json.load(answer)["TEXT"] == caption
+
+
+def test_no_replica_was_harmed(served: dict[str, RayApplication]) -> None:
+    assert {name: one.replica_states() for name, one in served.items()} == {name: {"RUNNING": 1} for name in served}
 
 
 def test_what_was_served_is_counted(server: Server) -> None:
