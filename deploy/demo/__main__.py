@@ -63,6 +63,10 @@ def arguments() -> argparse.Namespace:
 
 async def tell(options: argparse.Namespace, console: Console) -> None:
     """Bring the control plane up, tell the chapters, write the report; leave nothing running unless told to keep it."""
+    told = asyncio.current_task()
+    assert told is not None
+    # Whoever ends the demo by a limit sends SIGTERM; what it started must not outlive it then either.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.cancel)
     output: Path = options.output.resolve()
     home = output / "home"
     narrator = Narrator(console=console)
@@ -192,7 +196,7 @@ def main() -> int:
     try:
         with runner:
             runner.run(tell(options, console))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("[yellow]interrupted: everything was stopped[/]")
         return 130
     except (BelvedereError, InferenceServerException) as error:
