@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from belvedere_platform.protocol import EMBED_TEXT
 from belvedere_serving.server.admission import CROWD, TURN_SECONDS, Turns
-from belvedere_serving.server.door import ARRIVED, DEADLINE_HEADER, Door, middlewares, model_of, time_left
+from belvedere_serving.server.door import ARRIVED, DEADLINE_HEADER, Door, middlewares, model_of, send_at_once, time_left
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.service import InferenceService
 
@@ -169,3 +170,15 @@ async def test_a_service_behind_the_door_is_asked_from_its_second_request_on(
 def test_ray_is_given_one_door() -> None:
     (made,) = middlewares()
     assert made.cls is Door
+
+
+def test_answers_are_sent_at_once_also_where_somebody_else_made_the_sockets() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as before:
+            assert not before.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            send_at_once()
+            assert before.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as after:
+            assert after.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
