@@ -57,8 +57,8 @@ KINDS = (
 KILL_SECONDS = float(os.environ.get("BELVEDERE_KILL_SECONDS", 0))
 PERIOD_SECONDS = 5.0
 NUM_KILLS = round(KILL_SECONDS / PERIOD_SECONDS) or 4
-NUM_VERSIONS = 2 + round(KILL_SECONDS / 60)
-"""How many versions there are on each of the two days, one after the other."""
+NUM_VERSIONS = 2 + (NUM_KILLS if KILL_SECONDS else 0)
+"""How many versions there are on each of the two days, one after the other: a replacement takes about as long as a kill."""
 LIMIT_SECONDS = 120.0 + KILL_SECONDS
 RUN: Manifest = {"model": "clip", "data": {"dataset": "emoji"}, "optimization": {"pairs": 1000}}
 SERVICE: Manifest = {
@@ -76,6 +76,8 @@ class Day:
         self.store = KubernetesStore(kubeconfig=str(kubeconfig))
         self.artifacts = ArtifactStore(str(folder / "artifacts"))
         self.actors = Actors(self.store, namespace, self.artifacts)
+        self.survived = asyncio.Event()
+        """Set when the last operator that is killed has been."""
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = int(found.getsockname()[1])
@@ -118,6 +120,7 @@ class Day:
             random = Random(7)
             for _ in range(kills):
                 await self.kill_one(near, line, random)
+            self.survived.set()
             process = await self.start(near)
             try:
                 await asyncio.Event().wait()
@@ -156,6 +159,7 @@ class Day:
             await self.apply(MODEL_SERVICE, "emoji", {**SERVICE, "version": version}, **asked)
             await eventually(partial(self.stable_is, version), f"{version} to be promoted")
             await eventually(partial(self.is_alone, version), f"what was before {version} to be retired")
+        await self.survived.wait()
 
     async def apply(self, kind: Kind, name: str, spec: Manifest, **more: Any) -> None:
         metadata = {"name": name, "namespace": self.namespace, **more}
