@@ -80,9 +80,11 @@ def test_the_game_is_won_by_who_sees_what_is_named(
     one.model.vision.stages = Colours()
     names = [tokenizer.encode(name).ids[1] for name in PAINTS]
     monkeypatch.setattr(one.model, "embed_image", lambda pixels: one.model.vision.stages(pixels).mean((2, 3)))
-    monkeypatch.setattr(
-        one.model, "embed_text", lambda tokens: torch.tensor([[float(name in tokens) for name in names]])
-    )
+    with torch.no_grad():
+        one.model.text.embedding.weight.zero_()
+        one.model.text.embedding.weight[names, range(len(names))] = 1.0
+    monkeypatch.setattr(one.model.text, "encode_embedded", lambda embedded, valid: embedded.sum(1))
+    monkeypatch.setattr(one.model, "project_text", lambda words: words[:, : len(names)])
     pictures = [torch.tensor(paint, dtype=torch.uint8)[:, None, None].expand(3, 64, 64) for paint in PAINTS.values()]
     right = pointing_game(one, list(zip(pictures, PAINTS, strict=True)), games=20)
     assert (right.hit_rate, right.inside) == (1.0, pytest.approx(1.0))

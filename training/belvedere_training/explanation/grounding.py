@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from belvedere_platform.errors import InvalidInput
-from belvedere_training.data.corpus import normalise
-from belvedere_training.explanation.score import Pair, Similarity
+from belvedere_training.explanation.score import Pair, Similarity, pair_of
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.files import LoadedModel
-from belvedere_training.model.tokenizer import encode
 from belvedere_training.model.vit import VitTower
 
 # B batch, S picture edge, R and C rows and columns of the tower's grid, N tokens, D width
@@ -72,14 +70,8 @@ def pointing_game(
 
 def _quarters(loaded: LoadedModel, tiles_Q3SS: Tensor, text: str) -> Tensor:
     """Return the share of the map in each quarter; a map of nothing points nowhere, and counts a quarter each."""
-    model = loaded.model.eval()
     mosaic_3SS = torch.cat([torch.cat(list(half), 2) for half in tiles_Q3SS.chunk(2)], 1)
-    pixels_13SS = normalise(mosaic_3SS[None])
-    with torch.no_grad():
-        text_1E = model.embed_text(encode(loaded.tokenizer, [text], trim=True))
-    with torch.enable_grad(), _grid(model.vision) as grids:
-        score = (model.embed_image(pixels_13SS) * text_1E).sum(-1)
-        map_RC = _cam(score, grids[0], _shape(model, pixels_13SS))[0]
+    map_RC = ground(loaded.model, pair_of(loaded.model, loaded.tokenizer, mosaic_3SS, text))
     share_Q = functional.adaptive_avg_pool2d(map_RC[None], 2).flatten()
     total = share_Q.sum()
     return share_Q / total if total > 0 else torch.full_like(share_Q, 1 / _TILES)
