@@ -8,6 +8,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -91,3 +92,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{group:<44}{row['passed']:>8}{failed:>8}{row['skipped']:>9}{seconds[group]:>9.1f}  {why}"
         )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """Return what makes the tiny engine; its libraries are loaded only for tests that ask for it."""
+    import tiny_engine
+
+    return tiny_engine

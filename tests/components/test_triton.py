@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import subprocess
@@ -22,17 +21,6 @@ from conformance import Target, all_checks, counted, infer, other_clients
 from triton_process import TritonProcess, find_or_skip, free_ports, start_triton, triton_folder, wait_ready
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tiny() -> ModuleType:
-    path = Path(__file__).parent.parent / "serving" / "server" / "tiny_engine.py"
-    spec = importlib.util.spec_from_file_location("tiny_engine", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import os
 import sys
 import uuid
@@ -31,17 +30,6 @@ from triton_process import find_or_skip, triton_folder
 
 pytestmark = pytest.mark.slow
 VERSION = "tiny-v7"
-
-
-@pytest.fixture(scope="module")
-def tiny() -> ModuleType:
-    path = Path(__file__).parents[2] / "serving" / "server" / "tiny_engine.py"
-    spec = importlib.util.spec_from_file_location("tiny_engine", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,16 +13,6 @@ import pytest
 from belvedere_serving.server import bare, engine_cache, service
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.metrics import NoMetrics
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Recorded(NoMetrics):
@@ -45,11 +33,6 @@ class Recorded(NoMetrics):
 
     def observe_batch(self, model: str, size: int) -> None:
         self.batches.append(size)
-
-
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    return _load("tiny_engine")
 
 
 @pytest.fixture(scope="session")
