@@ -35,14 +35,15 @@ def test_every_weight_has_one_optimizer(tiny: ModelConfig) -> None:
     groups = [group["params"] for part in optimizers.parts for group in part.param_groups]
     counted = [id(parameter) for group in groups for parameter in group]
     assert sorted(counted) == sorted(id(parameter) for parameter in model.parameters())
-    matrices, embeddings, rest = groups
+    matrices, embeddings, rest, numbers = groups
     assert all(parameter.ndim in (2, 4) for parameter in matrices)
     assert [id(p) for p in embeddings] == [id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)]
-    assert any(parameter is model.log_scale for parameter in rest)
+    assert all(parameter.ndim for parameter in rest)
+    assert [id(p) for p in numbers] == [id(model.log_scale)]
 
 
 def test_rates_follow_the_share(tiny: ModelConfig) -> None:
     optimizers = Optimizers(DualStream(tiny), learning_rate=1e-3, weight_decay=0.05)
     optimizers.set_rate(0.5)
     rates = [group["lr"] for part in optimizers.parts for group in part.param_groups]
-    assert rates == [0.01, 0.005, 0.0005]
+    assert rates == [0.01, 0.005, 0.0005, 0.0005]

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from belvedere_platform.artifacts import StorageFull
 from belvedere_platform.artifacts.storage import full_disk_is_clear, sync_directory
 from belvedere_platform.errors import CorruptData
 
 _PART = re.compile(r"part-(\d+)-of-(\d+)\.pt")
-_PLACE = "tensor-of-part"  # stands in the frame for a tensor: {_PLACE: [part, number]}
+_PLACE = "tensor-of-part"  # stands in the frame for a tensor: {_PLACE: number}
+_SHARES = "tensor-of-shares"  # stands for one whose rows the workers share: {_SHARES: [number of each worker's rows]}
 KEPT = 2
 """Checkpoints that stay: one more than needed, so that there is one to fall back to."""
 
@@ -31,11 +33,15 @@ def part_name(rank: int, size: int) -> str:
 def part_of(state: Mapping[str, Any], rank: int, size: int) -> dict[str, Any]:
     """Return this worker's share as a copy that later steps do not change: its tensors, on rank 0 also all the rest.
 
-    Tensors go, the largest first, to the worker that has least, so that all write about as much.
+    Tensors go, the largest first, to the worker that has least, so that all write about as much. Of a tensor in shares each
+    worker writes its own rows: nothing is gathered.
     """
     tensors: list[Tensor] = []
-    frame = _framed(state, tensors)
-    owner = _owners([tensor.numel() * tensor.element_size() for tensor in tensors], size)
+    rows_of: dict[int, int] = {}
+    frame = _framed(state, tensors, rows_of)
+    loose = [number for number in range(len(tensors)) if number not in rows_of]
+    owners = _owners([tensors[number].numel() * tensors[number].element_size() for number in loose], size)
+    owner = rows_of | dict(zip(loose, owners, strict=True))
     own = {
         number: tensor.detach().to("cpu", copy=True) for number, tensor in enumerate(tensors) if owner[number] == rank
     }
@@ -51,15 +57,23 @@ def _owners(sizes: list[int], num_workers: int) -> list[int]:
     return owners
 
 
-def _framed(value: Any, tensors: list[Tensor]) -> Any:
-    """Return the value with each tensor replaced by its number, the tensors gathered in the order of the walk."""
+def _framed(value: Any, tensors: list[Tensor], rows_of: dict[int, int]) -> Any:
+    """Return the value with each tensor replaced by its number, the tensors gathered in the order of the walk.
+
+    rows_of: the worker that has the rows with a number, where a tensor is in shares. Numbers are the same on all workers.
+    """
+    if isinstance(value, DTensor):
+        first, size = len(tensors), value.device_mesh.size()
+        tensors.extend([value.to_local()] * size)
+        rows_of.update((first + rank, rank) for rank in range(size))
+        return {_SHARES: list(range(first, first + size))}
     if isinstance(value, Tensor):
         tensors.append(value)
         return {_PLACE: len(tensors) - 1}
     if isinstance(value, Mapping):
-        return {key: _framed(inner, tensors) for key, inner in value.items()}
+        return {key: _framed(inner, tensors, rows_of) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_framed(inner, tensors) for inner in value]
+        return [_framed(inner, tensors, rows_of) for inner in value]
     return value
 
 
@@ -67,6 +81,8 @@ def _filled(frame: Any, tensors: Mapping[int, Tensor]) -> Any:
     if isinstance(frame, dict):
         if frame.keys() == {_PLACE}:
             return tensors[frame[_PLACE]]
+        if frame.keys() == {_SHARES}:
+            return torch.cat([tensors[number] for number in frame[_SHARES]])
         return {key: _filled(inner, tensors) for key, inner in frame.items()}
     if isinstance(frame, list):
         return [_filled(inner, tensors) for inner in frame]

@@ -169,7 +169,7 @@ class Loop:
             return
         if meter.losses:
             self._report(meter, on_curve=False)
-        if evaluate_now and self.world.rank == 0:
+        if evaluate_now:
             self._evaluate()
         if keep_now:
             if self.config.workers.split == "Measured":
@@ -178,8 +178,12 @@ class Loop:
         meter.reset()
 
     def _evaluate(self) -> None:
+        """Evaluate on rank 0; all ranks bring their weights where those are in shares."""
+        model = self.stepper.whole_model()
+        if self.world.rank != 0 or model is None:
+            return
         with all_cores(self.world):
-            metrics = evaluate(self.stepper.model, self.stepper.tokenizer, self.quick)
+            metrics = evaluate(model, self.stepper.tokenizer, self.quick)
         short = {name: value for name, value in metrics.items() if "_t2i_" not in name and "_i2t_" not in name}
         self.progress.recall_curve.append({"pairs": self.progress.pairs, **short})
         self.world.say({"event": "evaluated", "pairs": self.progress.pairs, "recall": short})

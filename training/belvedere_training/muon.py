@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from belvedere_training.sharding import shared_like, whole
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration that drives all singular values towards one (Jordan et al. 2024)."""
 _WIDE = 1.4
@@ -84,10 +86,9 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-                update_MN = parameter.grad.add(momentum, alpha=group["momentum"]).flatten(1)
+                # A matrix in shares is orthogonalised whole, by every worker: its rows alone would give another result.
+                update_MN = whole(parameter.grad.add(momentum, alpha=group["momentum"])).flatten(1)
                 scale = max(1.0, update_MN.shape[0] / update_MN.shape[1]) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(
-                    orthogonalise(update_MN, half=self.half).reshape(parameter.shape).to(parameter.dtype),
-                    alpha=-group["lr"] * scale,
-                )
+                direction = orthogonalise(update_MN, half=self.half).reshape(parameter.shape).to(parameter.dtype)
+                parameter.add_(shared_like(direction, parameter), alpha=-group["lr"] * scale)

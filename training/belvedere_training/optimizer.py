@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from belvedere_training.muon import Muon
+from belvedere_training.sharding import optimizer_state_like
 
 MUON_FACTOR = 20.0  # of the learning rate: an orthogonalised update has another size than Adam's
 EMBEDDING_FACTOR = 10.0  # a token is seen in few steps, and must move as far in them (training/LOG.md)
@@ -45,19 +46,18 @@ class Optimizers:
         factors: Mapping[str, float] | None = None,
     ) -> None:
         """Sort the weights. factors: what the rate of each weight is multiplied by, by name; 1 if None."""
-        matrices, embeddings, rest = _sorted_parameters(model)
+        matrices, embeddings, rest, numbers = _sorted_parameters(model)
         by_weight = {id(weight): (factors or {}).get(name, 1.0) for name, weight in model.named_parameters()}
         self.parts: list[torch.optim.Optimizer] = [
             Muon(_groups(matrices, MUON_FACTOR * learning_rate, by_weight), weight_decay=weight_decay, half=half),
-            torch.optim.AdamW(
+            _adamw(
                 [
                     *_groups(embeddings, EMBEDDING_FACTOR * learning_rate, by_weight),
                     *_groups(rest, learning_rate, by_weight),
-                ],
-                betas=(0.9, 0.98),
-                weight_decay=0.0,
-                fused=True,
+                ]
             ),
+            # Apart, because a number is never in shares, and one call takes weights in shares or whole ones.
+            _adamw(_groups(numbers, learning_rate, by_weight)),
         ]
         for group in self._groups():
             group["peak"] = group["lr"]
@@ -87,7 +87,12 @@ class Optimizers:
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Take the state of each part."""
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+            weights = [weight for group in part.param_groups for weight in group["params"]]
+            part.load_state_dict(optimizer_state_like(state, weights))
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
 
 def _groups(weights: list[nn.Parameter], rate: float, factors: Mapping[int, float]) -> list[dict[str, Any]]:
@@ -98,14 +103,16 @@ def _groups(weights: list[nn.Parameter], rate: float, factors: Mapping[int, floa
     return [{"params": own, "lr": factor * rate} for factor, own in found.items()]
 
 
-def _sorted_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Return weights of linear layers and convolutions, embeddings, and everything else."""
+def _sorted_parameters(model: nn.Module) -> tuple[list[nn.Parameter], ...]:
+    """Return weights of linear layers and convolutions, embeddings, everything else, and what is a single number."""
     inner = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices: list[nn.Parameter] = []
     embeddings: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
+    numbers: list[nn.Parameter] = []
     for parameter in model.parameters():
-        kind = matrices if id(parameter) in inner else embeddings if id(parameter) in tables else rest
+        other = numbers if parameter.ndim == 0 else rest
+        kind = matrices if id(parameter) in inner else embeddings if id(parameter) in tables else other
         kind.append(parameter)
-    return matrices, embeddings, rest
+    return matrices, embeddings, rest, numbers

@@ -63,6 +63,12 @@ def choose(
     return Execution(precision=precision, threads=threads), report
 
 
+def unmeasured(asked: str, threads: int, device: torch.device) -> Execution:
+    """Return how to compute what is too large to be tried first: bfloat16 where the device has it."""
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return Execution(precision=("bf16" if half else "fp32") if asked == "auto" else asked, threads=threads)
+
+
 def _may_win(name: str, rates: Mapping[str, float]) -> bool:
     """Return whether a format is worth the longer measurement: without hardware for it bfloat16 is ten times slower."""
     return name not in rates or 2 * rates[name] >= max(rates.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
 from belvedere_platform.errors import CorruptData, InvalidInput
@@ -20,11 +21,12 @@ from belvedere_training.model.config import ModelConfig, sized
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import MASK, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.multitask import any_asked, check, needs_words
+from belvedere_training.objectives.multitask import any_asked, check, needs_words, with_objectives
 from belvedere_training.objectives.teacher import Teacher
 from belvedere_training.optimizer import Optimizers
-from belvedere_training.precision import Execution, choose
+from belvedere_training.precision import Execution, choose, unmeasured
 from belvedere_training.publish import Lineage, Publication, evidence_of, publish
+from belvedere_training.sharding import shard, wants_shares
 from belvedere_training.step import Stepper
 from belvedere_training.update import Update
 from belvedere_training.validation import parse
@@ -51,20 +53,26 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
     _check_coarse(config, model.config)
     _check_texts(config)
-    model = model.to(world.device).to(memory_format=torch.channels_last)
-    execution = checkpoint.execution if checkpoint else _execution(config, world, model)
-    update = _update(config, world, model, execution)
+    sharded = wants_shares(config, model, world.size)
+    if not sharded:  # weights in shares go to the device layer by layer, when they are shared out
+        model = model.to(world.device)
+    model = model.to(memory_format=torch.channels_last)
+    execution = checkpoint.execution if checkpoint else _execution(config, world, model, sharded=sharded)
     teacher = _teacher(config, model)
     if checkpoint:
         model.load_state_dict(checkpoint.model)
-        update.optimizer.load_state_dict(checkpoint.optimizer)
-        update.load_state_dict(checkpoint.update)
         if teacher:
             teacher.load_state_dict(checkpoint.teacher)
     torch.set_num_threads(execution.threads)
-    frozen = parent[1].to(world.device).requires_grad_(False) if parent else None
+    frozen = parent[1].requires_grad_(False) if parent else None
     model.train().recompute_activations(config.optimization.recompute)
-    stepper = Stepper(config, world, corpus, tokenizer, model, update, execution, parent=frozen, teacher=teacher)
+    module = with_objectives(config.objectives, model, tokenizer.token_to_id(MASK), touches_all=not sharded)
+    _place((module, frozen, teacher), execution, world, sharded=sharded)
+    update = _update(config, world, model, execution)
+    if checkpoint:
+        update.optimizer.load_state_dict(checkpoint.optimizer)
+        update.load_state_dict(checkpoint.update)
+    stepper = Stepper(config, world, corpus, tokenizer, module, update, execution, parent=frozen, teacher=teacher)
     if checkpoint and len(checkpoint.counts) == world.size:
         stepper.share_out(checkpoint.counts)
     if world.rank == 0 and corpus.skipped:
@@ -83,10 +91,11 @@ def watched_split(splits: Sequence[str], metrics: Sequence[str]) -> str | None:
 
 def finish(config: RunConfig, store: ArtifactStore, world: World, loop: Loop) -> Descriptor | None:
     """Evaluate on everything held out and publish, on rank 0."""
-    if world.rank != 0:
+    trained = loop.stepper.whole_model()
+    if world.rank != 0 or trained is None:
         return None
     folder = data_folder(config, store, world)
-    model, progress = loop.stepper.model.to("cpu"), loop.progress
+    model, progress = trained.to("cpu"), loop.progress
     with all_cores(world):
         others = {split: load_split(folder, split) for split in held_out_splits(folder) if split not in loop.quick}
         metrics = evaluate(model, loop.stepper.tokenizer, {**loop.quick, **others})
@@ -202,15 +211,29 @@ def _update(config: RunConfig, world: World, model: VisionLanguageModel, executi
     return Update(model, optimizer, clip=setting.clip, clip_norm=setting.clip_norm, device=world.device, fp16=fp16)
 
 
+def _place(networks: Sequence[nn.Module | None], execution: Execution, world: World, *, sharded: bool) -> None:
+    """Bring networks to the device, in shares where each worker is to keep only its own."""
+    for network in networks:
+        if network is None:
+            continue
+        if sharded:
+            shard(network.model if isinstance(network, Teacher) else network, execution.precision, world.device)
+        network.to(world.device)
+
+
 def _teacher(config: RunConfig, model: VisionLanguageModel) -> Teacher | None:
     wanted = config.objectives
     return Teacher(model, wanted.queue_size) if wanted.distillation or wanted.queue_size else None
 
 
-def _execution(config: RunConfig, world: World, model: VisionLanguageModel) -> Execution:
-    """Measure on all workers at once, as they will run, and take what rank 0 found."""
-    share = max(1, world.cores // world.size)
-    chosen, rates = choose(model, config.optimization.precision, (1, share), world.device)
+def _execution(config: RunConfig, world: World, model: VisionLanguageModel, *, sharded: bool) -> Execution:
+    """Measure on all workers at once, as they will run, and take what rank 0 found. What is to be in shares is too large to."""
+    share, asked = max(1, world.cores // world.size), config.optimization.precision
+    rates: dict[str, float] = {}
+    if sharded:
+        chosen = unmeasured(asked, share, world.device)
+    else:
+        chosen, rates = choose(model, asked, (1, share), world.device)
     if world.rank == 0:
         world.say({"event": "execution", "precision": chosen.precision, "threads": chosen.threads, "measured": rates})
     execution: Execution = agreed(chosen, world)

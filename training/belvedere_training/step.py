@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,15 +21,15 @@ from belvedere_training.data.loader import Loader, mixed
 from belvedere_training.depth import unfreeze
 from belvedere_training.gradcache import Embedded, cached_backward, chunks
 from belvedere_training.model.text import PAD_ID
-from belvedere_training.model.tokenizer import MASK
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
-from belvedere_training.objectives.multitask import MultiTask, Outputs, any_asked, drawn
+from belvedere_training.objectives.multitask import MultiTask, Outputs, drawn
 from belvedere_training.objectives.teacher import Teacher, distilled_loss
 from belvedere_training.optimizer import schedule
 from belvedere_training.precision import Execution
+from belvedere_training.sharding import complete_gradients, gathered
 from belvedere_training.split import Stopwatch, rebalanced, shares
 from belvedere_training.update import Update
 from belvedere_training.world import World, everybodys
@@ -67,7 +68,7 @@ class Stepper:
         world: World,
         corpus: Corpus,
         tokenizer: Tokenizer,
-        model: VisionLanguageModel,
+        module: nn.Module,
         update: Update,
         execution: Execution,
         *,
@@ -77,10 +78,12 @@ class Stepper:
         self.setting, self.objectives = config.optimization, config.objectives
         self.compatibility_weight = config.initialize_from.compatibility_weight if config.initialize_from else 0.0
         self.world, self.corpus, self.tokenizer = world, corpus, tokenizer
-        self.model, self.update, self.execution = model, update, execution
+        self.module, self.update, self.execution = module, update, execution
         self.parent, self.teacher = parent, teacher
-        multi = any_asked(self.objectives)
-        self.module: nn.Module = MultiTask(model, tokenizer.token_to_id(MASK)) if multi else model
+        inner = module.model if isinstance(module, MultiTask) else module
+        assert isinstance(inner, VisionLanguageModel)
+        self.model = inner
+        self.sharded = isinstance(module, FSDPModule)
         self.network = self._distributed()
         self.stopwatch = Stopwatch(self.module)
         self.counts = shares(self.setting.batch_size, [1.0] * world.size)
@@ -122,10 +125,23 @@ class Stepper:
         self.told = {}
         cached = 0 < setting.chunk_size < len(view.tokens_BT)
         loss = self._in_chunks(view, terms) if cached else self._at_once(view, terms)
+        if self.sharded:
+            complete_gradients(self.module, fill=isinstance(self.module, MultiTask))
         self.told["gradient_norms"] = self.update.apply()
         if self.teacher is not None:
             self.teacher.follow(self.model)
         return loss
+
+    def whole_model(self) -> VisionLanguageModel | None:
+        """Return the model with all its weights on rank 0, None elsewhere where weights are in shares. Every rank must call it."""
+        if not self.sharded:
+            return self.model
+        weights = gathered(self.model.state_dict(), keep=self.world.rank == 0)
+        if self.world.rank != 0:
+            return None
+        model = VisionLanguageModel(self.model.config)
+        model.load_state_dict(weights)
+        return model.to(self.world.device).train()
 
     def _at_once(self, view: View, terms: tuple[str, ...]) -> float:
         outputs = self._embed(view, slice(0, len(view.tokens_BT)), terms)
@@ -146,6 +162,7 @@ class Stepper:
         def loss_of(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
             return self._contrast(view, image_BE, text_BE, scale)
 
+        # In shares, each chunk's gradients are summed over the workers at once: kept until the last they would be whole.
         network = self.network
         no_sync = network.no_sync if isinstance(network, DistributedDataParallel) else nullcontext
         rows = chunks(len(view.tokens_BT), self.setting.chunk_size)
@@ -237,7 +254,10 @@ class Stepper:
         return value
 
     def _distributed(self) -> nn.Module:
-        return DistributedDataParallel(self.module) if self.world.size > 1 else self.module
+        if self.world.size == 1 or self.sharded:
+            return self.module
+        # With contrast alone, the heads of a model that has some get no gradient, and nobody is to wait for one.
+        return DistributedDataParallel(self.module, find_unused_parameters=not isinstance(self.module, MultiTask))
 
 
 def stacked(texts: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from belvedere_training.optimizer import Optimizers
+from belvedere_training.sharding import clipped, in_shares
 
 Clip = Literal["global", "perTower"]
 INITIAL_SCALE = 2.0**16
@@ -59,11 +60,17 @@ class Update:
 def clip_gradients(model: nn.Module, limit: float, clip: Clip) -> dict[str, Tensor]:
     """Bound the norm of all gradients together, or of each tower and of what joins them, and return the norms before."""
     if clip == "global":
-        return {"all": nn.utils.clip_grad_norm_(model.parameters(), limit)}
+        return {"all": _clipped(list(model.parameters()), limit)}
     towers: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         towers.setdefault(tower_of(name), []).append(parameter)
-    return {tower: nn.utils.clip_grad_norm_(parameters, limit) for tower, parameters in towers.items()}
+    return {tower: _clipped(parameters, limit) for tower, parameters in towers.items()}
+
+
+def _clipped(parameters: list[nn.Parameter], limit: float) -> Tensor:
+    if any(in_shares(parameter) for parameter in parameters):
+        return clipped([parameter.grad for parameter in parameters if parameter.grad is not None], limit)
+    return nn.utils.clip_grad_norm_(parameters, limit)
 
 
 def tower_of(name: str) -> str:

@@ -30,6 +30,12 @@ class Workers(Part):
             description="how a batch is shared out: Measured gives slow workers less, anew at each checkpoint; Even makes every run with so many workers the same bit for bit"
         ),
     ] = "Even"
+    sharding: Annotated[
+        Literal["Auto", "DDP", "FSDP"],
+        Field(
+            description="what each worker holds: DDP the whole model, FSDP its share of every weight, gradient and optimizer state; Auto takes FSDP from a billion weights on"
+        ),
+    ] = "Auto"
     cel: ClassVar = (CelRule(rule="self.min <= self.max", message="workers.min must not be greater than workers.max"),)
 
 

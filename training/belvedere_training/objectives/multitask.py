@@ -63,13 +63,24 @@ def check(weights: Objectives, model: ModelConfig) -> None:
         raise InvalidInput(f"objectives.mim is {weights.mim:g}: it needs architecture.tower vit")
 
 
-class MultiTask(nn.Module):
-    """Wraps the model for training; its weights are the model's."""
+def with_objectives(
+    weights: Objectives, model: VisionLanguageModel, mask_id: int | None, *, touches_all: bool
+) -> nn.Module:
+    """Return what is called in training: the model, or the model with what is learned beside contrast."""
+    return MultiTask(model, mask_id, touches_all=touches_all) if any_asked(weights) else model
 
-    def __init__(self, model: VisionLanguageModel, mask_id: int | None) -> None:
+
+class MultiTask(nn.Module):
+    """Wraps the model for training; its weights are the model's.
+
+    touches_all: a weight that no term of a step used gets a gradient of zero, for workers that wait for all gradients.
+    """
+
+    def __init__(self, model: VisionLanguageModel, mask_id: int | None, *, touches_all: bool = True) -> None:
         super().__init__()
         self.model = model
         self.mask_id = mask_id
+        self.touches_all = touches_all
 
     def forward(
         self,
@@ -97,8 +108,8 @@ class MultiTask(nn.Module):
             losses["mlm"] = self._hidden_words(image, tokens_BT, generator)
         if "mim" in terms:
             losses["mim"] = masked_image_loss(model, pixels_B3SS, generator)
-        # A weight that no term used gets a gradient of zero: distributed training waits for all of them.
-        losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
+        if self.touches_all:
+            losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         return Outputs(image_BE, text_BE, scale, losses)
 
     def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:

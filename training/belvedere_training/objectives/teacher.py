@@ -51,7 +51,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def embed(self, pixels_B3SS: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the teacher's unit vectors."""
-        return self.model.embed_image(pixels_B3SS), self.model.embed_text(tokens_BT)
+        image_BE, text_BE, _ = self.model(pixels_B3SS, tokens_BT)
+        return image_BE, text_BE
 
     @torch.no_grad()
     def remember(self, image_GE: Tensor, text_GE: Tensor) -> None:
