@@ -20,8 +20,10 @@ import torch
 
 from baseline_model import VIEWS, Baseline, draw_caption, vocabulary_of
 from belvedere_training.data.augmentation import views
-from belvedere_training.data.corpus import Corpus, load_split, normalise
+from belvedere_training.data.corpus import Corpus, load_split
 from belvedere_training.evaluation.retrieval import recall
+from belvedere_training.model.config import HALF
+from belvedere_training.model.normalization import normalise
 
 BATCH, RATE, WARMUP_STEPS = 256, 1e-3, 100
 SPLITS = ("heldout_style", "heldout_concepts", "hard_style")
@@ -119,7 +121,7 @@ class Run:
 
     @torch.inference_mode()
     def _recall(self, corpus: Corpus, language: str) -> dict[int, float]:
-        image_NE = torch.cat([self.model.embed_image(normalise(pixels)) for pixels in corpus.chunks(BATCH)])
+        image_NE = torch.cat([self.model.embed_image(normalise(pixels, HALF)) for pixels in corpus.chunks(BATCH)])
         captions = corpus.captions(language)
         chunks = [captions[start : start + BATCH] for start in range(0, len(captions), BATCH)]
         text_NE = torch.cat([self.model.embed_text(self.model.tokens(chunk)) for chunk in chunks])

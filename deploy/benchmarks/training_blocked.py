@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from belvedere_platform.telemetry.benchmark import Row, result
 from belvedere_training.commands.data import data
-from belvedere_training.data.corpus import Corpus, corpus_texts, load_split, normalise, pull_dataset, resolve_dataset
+from belvedere_training.data.corpus import Corpus, corpus_texts, load_split, pull_dataset, resolve_dataset
 from belvedere_training.evaluation.questions import Question, questions_of
 from belvedere_training.model.blocked import quartered
-from belvedere_training.model.config import Attend, TextConfig, VitConfig
+from belvedere_training.model.config import HALF, Attend, TextConfig, VitConfig
 from belvedere_training.model.fusion import FusionBlock
+from belvedere_training.model.normalization import normalise
 from belvedere_training.model.text import PAD_ID, TextTower
 from belvedere_training.model.tokenizer import encode, learn
 from belvedere_training.model.vit import VitTower
@@ -105,7 +106,7 @@ def _share_right(attend: Attend, seed: int, tokenizer: Tokenizer, train: Corpus,
         picture_Q = torch.tensor([number for number, some in enumerate(drawn) for _ in some])
         optimizer.set_rate(schedule(step + 1, STEPS // 10, STEPS))
         optimizer.zero_grad()
-        logits_QC = model(normalise(train.pixels(positions)), _tokens(tokenizer, questions), picture_Q)
+        logits_QC = model(normalise(train.pixels(positions), HALF), _tokens(tokenizer, questions), picture_Q)
         functional.cross_entropy(logits_QC, _right(answers, questions)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return _right_of(model.eval(), tokenizer, answers, held_out)
@@ -118,7 +119,7 @@ def _right_of(model: nn.Module, tokenizer: Tokenizer, answers: list[str], held_o
         part = questions[start : start + 256]
         positions = sorted({question.position for question in part})
         picture_Q = torch.tensor([positions.index(question.position) for question in part])
-        logits_QC = model(normalise(held_out.pixels(positions)), _tokens(tokenizer, part), picture_Q)
+        logits_QC = model(normalise(held_out.pixels(positions), HALF), _tokens(tokenizer, part), picture_Q)
         right += int((logits_QC.argmax(1) == _right(answers, part)).sum())
     return right / len(questions)
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from belvedere_platform.telemetry.benchmark import Row, result
-from belvedere_training.data.corpus import Corpus, corpus_texts, load_split, normalise
+from belvedere_training.data.corpus import Corpus, corpus_texts, load_split
 from belvedere_training.data.loader import Loader
 from belvedere_training.data.shapes import build_shapes
 from belvedere_training.evaluation.retrieval import recall
 from belvedere_training.model.config import sized
+from belvedere_training.model.normalization import normalise
 from belvedere_training.model.tokenizer import encode, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.contrastive import contrastive_loss
@@ -76,6 +77,6 @@ def _retrieval(loss: str, seed: int, train: Corpus, held_out: Corpus) -> float:
         optimizer.step()
     model.eval()
     with torch.inference_mode():
-        image_NE = model.embed_image(normalise(held_out.pixels(range(len(held_out)))))
+        image_NE = model.embed_image(normalise(held_out.pixels(range(len(held_out))), model.config.normalization))
         text_NE = model.embed_text(encode(tokenizer, held_out.captions("en")))
     return recall(text_NE @ image_NE.T)[1]

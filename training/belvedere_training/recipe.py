@@ -17,7 +17,7 @@ from belvedere_training.data.loader import mixed
 from belvedere_training.depth import rate_factors
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
-from belvedere_training.model.config import ModelConfig, sized
+from belvedere_training.model.config import NORMALIZATIONS, ModelConfig, sized
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.tokenizer import MASK, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
@@ -169,6 +169,8 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
     shape = sized(config.size, topology=wanted.topology, tower=wanted.tower, attend=wanted.attend)
     document = shape.model_dump()
     document["vision"]["image_size"] = corpus.size
+    if wanted.normalization:
+        document["normalization"] = NORMALIZATIONS[wanted.normalization]
     if config.objectives.mim and not shape.pixels.num_layers and shape.vision.kind == "vit":
         document["pixels"]["num_layers"] = 1
     shape = parse(ModelConfig, document, where=f"size {config.size} with pictures of {corpus.size} pixels")

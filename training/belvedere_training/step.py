@@ -93,6 +93,7 @@ class Stepper:
             seed=self.setting.seed,
             batch_size=self.setting.batch_size,
             rows=slice(0, 0),
+            normalization=self.model.config.normalization,
             texts_each=self.setting.texts_per_picture,
         )
         self.share_out(self.counts)

@@ -102,6 +102,12 @@ class Architecture(Part):
         Literal["full", "pooled", "top"] | None,
         Field(description="image keys that text looks at: all, means of 2x2, or the best quarter of blocks"),
     ] = None
+    normalization: Annotated[
+        Literal["half", "imagenet", "clip"] | None,
+        Field(
+            description="mean and deviation by which pictures are normalised, in training and by every server; half: all 0.5"
+        ),
+    ] = None
 
 
 class Objectives(Part):

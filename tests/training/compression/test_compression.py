@@ -172,7 +172,7 @@ def test_distillation_makes_a_model_of_the_size_asked(loaded: LoadedModel, shape
 
 def test_the_same_batches_come_each_time(loaded: LoadedModel, shapes: Corpus) -> None:
     options = CompressOptions(way="int8-static", batch_size=4)
-    one, other = (list(batches(loaded.tokenizer, shapes, options, 2)) for _ in range(2))
+    one, other = (list(batches(loaded, shapes, options, 2)) for _ in range(2))
     assert [batch.pairs for batch in one] == [batch.pairs for batch in other]
 
 

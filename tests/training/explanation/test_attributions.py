@@ -91,6 +91,7 @@ def test_every_method_finds_the_only_place_that_is_looked_at(
         pixels_13SS=-torch.ones_like(pair.pixels_13SS),
         embedded_1TD=pair.embedded_1TD,
         valid_1T=pair.valid_1T,
+        white_311=pair.white_311,
         words=pair.words,
         start=1,
     )

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tokenizers import Tokenizer
-
 from belvedere_platform.errors import InvalidInput
 from belvedere_training.compression.distill import distillation, student_of
 from belvedere_training.compression.int8 import prepared_for_training, to_int8, trained_to_int8
@@ -58,24 +56,25 @@ def compressed(loaded: LoadedModel, corpus: Corpus, options: CompressOptions) ->
     if options.way == "prune":
         masks = Masks(model, options.share)
         masks.apply()
-        tuned(model, loaded.tokenizer, corpus, options, after_step=masks.apply)
+        tuned(model, loaded, corpus, options, after_step=masks.apply)
     elif options.way == "channels":
         model = without_channels(model, options.share)  # type: ignore[assignment]
-        tuned(model, loaded.tokenizer, corpus, options)
+        tuned(model, loaded, corpus, options)
     elif options.way == "int8-dynamic":
         return to_int8(model, "dynamic")
     elif options.way == "int8-static":
-        inputs = batches(loaded.tokenizer, corpus, options, _CALIBRATION_BATCHES)
+        inputs = batches(loaded, corpus, options, _CALIBRATION_BATCHES)
         return to_int8(model, "static", ((batch.pixels_B3SS, batch.tokens_BT) for batch in inputs))
     elif options.way == "int8-trained":
         rounding = prepared_for_training(model)
-        tuned(rounding, loaded.tokenizer, corpus, options)
+        tuned(rounding, loaded, corpus, options)
         return trained_to_int8(rounding)
     else:
-        student = student_of(sized(options.student), loaded.tokenizer, options.seed)
+        shape = sized(options.student).model_copy(update={"normalization": model.config.normalization})
+        student = student_of(shape, loaded.tokenizer, options.seed)
         tune(
             student,
-            batches(loaded.tokenizer, corpus, options, options.pairs // options.batch_size),
+            batches(loaded, corpus, options, options.pairs // options.batch_size),
             num_batches=options.pairs // options.batch_size,
             learning_rate=options.learning_rate,
             loss=distillation(model),
@@ -86,7 +85,7 @@ def compressed(loaded: LoadedModel, corpus: Corpus, options: CompressOptions) ->
 
 def tuned(
     model: DualStream,
-    tokenizer: Tokenizer,
+    loaded: LoadedModel,
     corpus: Corpus,
     options: CompressOptions,
     after_step: Callable[[], None] = lambda: None,
@@ -96,17 +95,24 @@ def tuned(
     if num_batches:
         tune(
             model,
-            batches(tokenizer, corpus, options, num_batches),
+            batches(loaded, corpus, options, num_batches),
             num_batches=num_batches,
             learning_rate=options.learning_rate,
             after_step=after_step,
         )
 
 
-def batches(tokenizer: Tokenizer, corpus: Corpus, options: CompressOptions, count: int) -> Iterator[Batch]:
-    """Yield so many batches of the corpus."""
+def batches(loaded: LoadedModel, corpus: Corpus, options: CompressOptions, count: int) -> Iterator[Batch]:
+    """Yield so many batches of the corpus, as the loaded model takes them."""
     size = options.batch_size
-    loader = Loader(corpus, tokenizer, seed=options.seed, batch_size=size, rows=slice(0, size))
+    loader = Loader(
+        corpus,
+        loaded.tokenizer,
+        seed=options.seed,
+        batch_size=size,
+        rows=slice(0, size),
+        normalization=loaded.model.config.normalization,
+    )
     try:
         for number in range(count):
             yield loader.batch(number * size)

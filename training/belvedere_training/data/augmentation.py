@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from belvedere_training.data.corpus import normalise
+from belvedere_training.model.config import HALF, Normalization
+from belvedere_training.model.normalization import from_half, normalise
 from belvedere_training.model.text import PAD_ID
 
 # B batch, S picture edge, T tokens
@@ -28,8 +29,15 @@ class Augmentation:
     word_dropout: float = 0.0
 
 
-def views(own_B3SS: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice, count: int) -> Tensor:
-    """Return augmented, normalised pictures; what leaves the frame shows white.
+def views(
+    own_B3SS: Tensor,
+    generator: torch.Generator,
+    setting: Augmentation,
+    rows: slice,
+    count: int,
+    normalization: Normalization = HALF,
+) -> Tensor:
+    """Return augmented, normalised pictures; what leaves the frame shows white. How far they go is the same for every model.
 
     own_B3SS: the pictures of these rows of a global batch of `count`, uint8. Draws are made for the whole batch.
     """
@@ -44,13 +52,13 @@ def views(own_B3SS: Tensor, generator: torch.Generator, setting: Augmentation, r
     affine_B23[:, :, 2] = (draw_B10[:, 2:4] - 0.5) * 2 * setting.shift
     grid_BSS2 = functional.affine_grid(affine_B23, [len(own_B3SS), 3, size, size], align_corners=False)
     white = 1.0  # sampling pads with zeros, so white is moved there and back
-    moved_B3SS = functional.grid_sample(normalise(own_B3SS) - white, grid_BSS2, align_corners=False) + white
+    moved_B3SS = functional.grid_sample(normalise(own_B3SS, HALF) - white, grid_BSS2, align_corners=False) + white
     gain_B111 = (1 + (draw_B10[:, 4] - 0.5) * 2 * setting.brightness)[:, None, None, None]
     tint_B311 = ((draw_B10[:, 5:8] - 0.5) * 2 * setting.colour_shift)[:, :, None, None]
     lit_B3SS = moved_B3SS * gain_B111 + tint_B311
     grey_B111 = (draw_B10[:, 8] < setting.grey_share)[:, None, None, None]
     mixed = torch.where(grey_B111, lit_B3SS.mean(1, keepdim=True).expand_as(lit_B3SS), lit_B3SS)
-    return mixed.contiguous(memory_format=torch.channels_last)
+    return from_half(mixed, normalization).contiguous(memory_format=torch.channels_last)
 
 
 def drop_words(tokens_BT: Tensor, generator: torch.Generator, setting: Augmentation, rows: slice) -> Tensor:

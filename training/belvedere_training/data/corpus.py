@@ -20,8 +20,6 @@ from belvedere_training.data.index import ShardIndex, decode, index_of
 from belvedere_training.data.packages import cache_directory
 from belvedere_training.data.texts import statement
 
-MEAN = 0.5
-STD = 0.5
 KEPT_BYTES = 256 * 2**20
 """Decoded pictures that a split may keep in memory; what does not fit is decoded again each time."""
 CORRUPT_SHARE = 0.01
@@ -137,11 +135,6 @@ class _SharedFile:
     def __del__(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
-
-
-def normalise(pixels_B3SS: Tensor) -> Tensor:
-    """Return uint8 pixels as floats in [-1, 1]."""
-    return pixels_B3SS.float().div(255).sub(MEAN).div(STD)
 
 
 def resolve_dataset(store: ArtifactStore, reference: str) -> str:

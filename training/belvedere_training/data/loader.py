@@ -15,6 +15,7 @@ from torch import Tensor
 from belvedere_training.data.augmentation import Augmentation, drop_words, views
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.sampler import Pairs, PairSampler
+from belvedere_training.model.config import HALF, Normalization
 from belvedere_training.model.tokenizer import answers_of, encode, mark_ids
 
 # B pairs of this worker, S picture edge, T tokens
@@ -54,13 +55,14 @@ class Loader:
         seed: int,
         batch_size: int,
         rows: slice,
+        normalization: Normalization = HALF,
         augmentation: Augmentation | None = None,
         texts_each: int = 1,
         ahead: int = 1,
     ) -> None:
         self.corpus, self.tokenizer = corpus, tokenizer
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
-        self.augmentation = augmentation or Augmentation()
+        self.augmentation, self.normalization = augmentation or Augmentation(), normalization
         self._marks = mark_ids(tokenizer)
         self.sampler = PairSampler(corpus, seed=seed, texts_each=texts_each)
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
@@ -79,7 +81,7 @@ class Loader:
         pairs = self.sampler.batch(position, self.batch_size)
         generator = torch.Generator().manual_seed(mixed(self.seed, position))
         own_B3SS = self.corpus.pixels(pairs.pictures[self.rows])
-        pixels_B3SS = views(own_B3SS, generator, self.augmentation, self.rows, self.batch_size)
+        pixels_B3SS = views(own_B3SS, generator, self.augmentation, self.rows, self.batch_size, self.normalization)
         tokens_BT, *further = (
             drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, self.rows)
             for texts in pairs.all_texts()

@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from belvedere_training.data.corpus import Corpus, normalise
+from belvedere_training.data.corpus import Corpus
 from belvedere_training.model.dual import DualStream
+from belvedere_training.model.normalization import normalise
 from belvedere_training.model.tokenizer import encode
 
 # N pictures with a caption each, E embedding
@@ -40,7 +41,9 @@ def embed(model: DualStream, tokenizer: Tokenizer, corpus: Corpus) -> Embedded:
 @torch.inference_mode()
 def embed_images(model: DualStream, corpus: Corpus) -> Tensor:
     """Return unit vectors of all pictures."""
-    return torch.cat([model.embed_image(normalise(chunk)) for chunk in corpus.chunks(_CHUNK)])
+    return torch.cat(
+        [model.embed_image(normalise(chunk, model.config.normalization)) for chunk in corpus.chunks(_CHUNK)]
+    )
 
 
 @torch.inference_mode()

@@ -11,10 +11,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from belvedere_training.data.corpus import Corpus, normalise
+from belvedere_training.data.corpus import Corpus
 from belvedere_training.evaluation.embeddings import Embedded
 from belvedere_training.evaluation.matching import auc, wrong_partners
 from belvedere_training.evaluation.questions import Question, questions_of, share_right
+from belvedere_training.model.normalization import normalise
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.tokenizer import encode
 from belvedere_training.model.vision_language import VisionLanguageModel
@@ -69,7 +70,7 @@ def match_logits(
 ) -> Tensor:
     """Return the matching head's logit for each picture with its text."""
     tokens_BT = encode(tokenizer, texts, trim=True)
-    image = model.vision.encode(normalise(corpus.pixels(rows)))
+    image = model.vision.encode(normalise(corpus.pixels(rows), model.config.normalization))
     return model.match(image, model.text.encode(tokens_BT))
 
 
@@ -81,7 +82,7 @@ def caption_scores(
     negative, num_tokens, exact = 0.0, 0, 0
     for start in range(0, len(corpus), _CHUNK):
         rows = range(start, min(start + _CHUNK, len(corpus)))
-        pixels_B3SS = normalise(corpus.pixels(rows))
+        pixels_B3SS = normalise(corpus.pixels(rows), model.config.normalization)
         tokens_BT = targets(tokenizer, captions[start : rows.stop])
         loss, count = _negative_log_likelihood(model, pixels_B3SS, tokens_BT)
         negative, num_tokens = negative + loss, num_tokens + count
@@ -139,7 +140,7 @@ def answers_in_words(
     for start in range(0, len(questions), _CHUNK):
         part = questions[start : start + _CHUNK]
         tokens_BT = encode(tokenizer, [question.text for question in part], trim=True, to_continue=True)
-        pixels_B3SS = normalise(corpus.pixels([question.position for question in part]))
+        pixels_B3SS = normalise(corpus.pixels([question.position for question in part]), model.config.normalization)
         last_B = (tokens_BT != PAD_ID).sum(1) - 1
         logits_BV = next_words(model, pixels_B3SS, tokens_BT)[torch.arange(len(part)), last_B]
         found += [answers[number] for number in logits_BV[:, first_A].argmax(1).tolist()]

@@ -8,14 +8,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from belvedere_training.data.corpus import normalise
 from belvedere_training.model.dual import DualStream
+from belvedere_training.model.normalization import normalise, white
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.tokenizer import encode
 
 # B batch, S picture edge, T tokens, D width of the text tower
-
-_WHITE = 1.0  # of normalised pictures: the ground that every picture of the data sets stands on
 
 
 class Similarity(nn.Module):
@@ -38,6 +36,7 @@ class Pair:
     pixels_13SS: Tensor
     embedded_1TD: Tensor
     valid_1T: Tensor
+    white_311: Tensor
     words: tuple[str, ...]
     start: int
     """How many tokens at the beginning belong to no word; they are the same in the empty text."""
@@ -47,7 +46,7 @@ class Pair:
         """Return a white picture, and a text whose words are padding."""
         empty_1TD = self.embedded_1TD.clone()
         empty_1TD[:, self.start :] = 0.0  # the padding's embedding
-        return torch.full_like(self.pixels_13SS, _WHITE), empty_1TD
+        return self.white_311.expand_as(self.pixels_13SS).clone(), empty_1TD
 
 
 def pair_of(model: DualStream, tokenizer: Tokenizer, pixels_3SS: Tensor, text: str) -> Pair:
@@ -57,9 +56,10 @@ def pair_of(model: DualStream, tokenizer: Tokenizer, pixels_3SS: Tensor, text: s
     with torch.no_grad():
         embedded_1TD = model.text.embedding(tokens_1T)
     return Pair(
-        pixels_13SS=normalise(pixels_3SS[None]),
+        pixels_13SS=normalise(pixels_3SS[None], model.config.normalization),
         embedded_1TD=embedded_1TD,
         valid_1T=tokens_1T != PAD_ID,
+        white_311=white(model.config.normalization),
         words=tuple(tokenizer.decode([token], skip_special_tokens=False).strip() for token in ids),
         start=1,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from belvedere_platform.errors import CorruptData
-from belvedere_training.model.config import ModelConfig, TextConfig, VitConfig
+from belvedere_training.model.config import NORMALIZATIONS, ModelConfig, TextConfig, VitConfig
 from belvedere_training.model.vision_language import VisionLanguageModel
 
 _LAYER = {
@@ -45,6 +45,7 @@ def config_of(weights: Mapping[str, Tensor], *, vision_heads: int, text_heads: i
             num_heads=text_heads,
             causal=True,
         ),
+        normalization=NORMALIZATIONS["clip"],
     )
 
 

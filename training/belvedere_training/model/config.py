@@ -188,6 +188,26 @@ class PixelConfig(Settings):
     num_heads: Annotated[int, Field(ge=1)] = 4
 
 
+_Channels = tuple[float, float, float]
+_Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class Normalization(Settings):
+    """Mean and deviation of each channel, of pixels from 0 to 1, by which a picture is normalised."""
+
+    mean: _Channels = (0.5, 0.5, 0.5)
+    std: _Deviations = (0.5, 0.5, 0.5)
+
+
+HALF = Normalization()
+NORMALIZATIONS = {
+    "half": HALF,
+    "imagenet": Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "clip": Normalization(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)),
+}
+"""By the name that a configuration gives; those of CLIP are Radford et al. 2021's own data's."""
+
+
 class ModelConfig(Settings):
     """One model: a tower a modality, a shared space, and how far the modalities see each other."""
 
@@ -197,6 +217,9 @@ class ModelConfig(Settings):
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
     pixels: PixelConfig = PixelConfig()
+    normalization: Annotated[
+        Normalization, Field(description="of pictures, here, in evaluation and by every server")
+    ] = HALF
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

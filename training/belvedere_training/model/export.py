@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 
-from belvedere_training.data.corpus import MEAN, STD
 from belvedere_training.model.config import ModelConfig
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.text import PAD_ID
@@ -75,8 +74,8 @@ def preprocessing(config: ModelConfig) -> dict[str, Any]:
     return {
         "image": {
             "size": config.vision.image_size,
-            "mean": [MEAN] * 3,
-            "std": [STD] * 3,
+            "mean": list(config.normalization.mean),
+            "std": list(config.normalization.std),
             "background": "white",
             "resize": "fit-and-pad",
             "interpolation": "lanczos",
