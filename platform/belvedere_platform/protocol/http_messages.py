@@ -7,6 +7,7 @@ import binascii
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import to_json
 
 from belvedere_platform.protocol import tensors
 from belvedere_platform.protocol.errors import invalid
@@ -33,7 +34,7 @@ class TensorBody(_Body):
     name: Word
     datatype: Word
     shape: Annotated[list[Size], Field(max_length=64)]
-    parameters: dict[Word, Any] = {}
+    parameters: dict[Word, Any] = Field(default_factory=dict)
     data: Any = None
 
 
@@ -41,16 +42,16 @@ class RequestedOutputBody(_Body):
     """An output the client asks for."""
 
     name: Word
-    parameters: dict[Word, Any] = {}
+    parameters: dict[Word, Any] = Field(default_factory=dict)
 
 
 class InferRequestBody(_Body):
     """The JSON part of a request."""
 
     id: Word = ""
-    parameters: dict[Word, Any] = {}
+    parameters: dict[Word, Any] = Field(default_factory=dict)
     inputs: Annotated[list[TensorBody], Field(max_length=MAX_TENSORS)]
-    outputs: Annotated[list[RequestedOutputBody], Field(max_length=MAX_TENSORS)] = []
+    outputs: Annotated[list[RequestedOutputBody], Field(max_length=MAX_TENSORS, default_factory=list)]
 
 
 class InferResponseBody(_Body):
@@ -59,7 +60,7 @@ class InferResponseBody(_Body):
     model_name: Word
     model_version: Word = ""
     id: Word = ""
-    parameters: dict[Word, Any] = {}
+    parameters: dict[Word, Any] = Field(default_factory=dict)
     outputs: Annotated[list[TensorBody], Field(max_length=MAX_TENSORS)]
 
 
@@ -88,7 +89,7 @@ def render_infer_request(request: InferRequest, *, binary: bool = True) -> tuple
     if request.outputs:
         head["outputs"] = [{"name": output.name} for output in request.outputs]
     inputs, blobs = _render_tensors(request.inputs, [binary] * len(request.inputs))
-    return _join(InferRequestBody.model_validate({**head, "inputs": inputs}), blobs)
+    return _join({**head, "inputs": inputs}, blobs)
 
 
 def wants_binary(request: InferRequest, output: str) -> bool:
@@ -103,10 +104,10 @@ def render_infer_response(request: InferRequest, response: InferResponse) -> tup
     """Return body and header length (None: JSON only) of the answer to a request."""
     flags = [wants_binary(request, output.name) for output in response.outputs]
     outputs, blobs = _render_tensors(response.outputs, flags)
-    head = {"model_name": response.model_name, "model_version": response.model_version, "outputs": outputs}
+    head: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id:
         head["id"] = response.id
-    return _join(InferResponseBody.model_validate(head), blobs)
+    return _join({**head, "outputs": outputs}, blobs)
 
 
 def parse_infer_response(body: bytes, header_length: str | None) -> InferResponse:
@@ -192,8 +193,8 @@ def _render_tensors(items: tuple[Tensor, ...], binary: list[bool]) -> tuple[list
     return bodies, blobs
 
 
-def _join(head: BaseModel, blobs: list[bytes]) -> tuple[bytes, int | None]:
-    text = head.model_dump_json(exclude_unset=True).encode()
+def _join(head: dict[str, Any], blobs: list[bytes]) -> tuple[bytes, int | None]:
+    text = to_json(head, inf_nan_mode="null")
     return (b"".join([text, *blobs]), len(text)) if blobs else (text, None)
 
 

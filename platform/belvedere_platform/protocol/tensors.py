@@ -45,7 +45,7 @@ class Tensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape."""
-        return tuple(int(size) for size in self.array.shape)
+        return self.array.shape
 
     @classmethod
     def of_bytes(cls, name: str, elements: Sequence[bytes]) -> Tensor:

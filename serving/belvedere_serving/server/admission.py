@@ -37,9 +37,17 @@ class Pace:
         if rows <= 0 or not self._seconds_a_row:
             return 0.0
         size = rows.bit_length()
+        if (a_row := self._seconds_a_row.get(size)) is not None:
+            return rows * a_row
         below = [known for known in self._seconds_a_row if known <= size]
         nearest = max(below) if below else min(self._seconds_a_row)
         return rows * self._seconds_a_row[nearest]
+
+    def saved(self, rows: int, others: int) -> float | None:
+        """Return the seconds that one run of both takes less than one after the other; None when none as large has been seen."""
+        if (rows + others).bit_length() not in self._seconds_a_row:
+            return None
+        return self.expected(rows) + self.expected(others) - self.expected(rows + others)
 
 
 class Lag:

@@ -7,10 +7,10 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -25,6 +25,8 @@ from belvedere_serving.server.timing import Timing
 
 Array = npt.NDArray[Any]
 Run = Callable[[Array], Awaitable[Array]]
+WORTH = 0.25
+"""What part of a run waiting must save, at least: what is known of how long runs take is no better than that."""
 log = logging.getLogger(__name__)
 
 
@@ -62,7 +64,7 @@ class Sizing:
     lengths: Callable[[Array], Lengths]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class _Entry:
     array: Array
     answer: asyncio.Future[Array]
@@ -70,11 +72,50 @@ class _Entry:
     deadline: float
     since: float
     timing: Timing
+    rows: int
+    cost: int
+    """What it adds to a batch: a number of tokens, or of rows."""
 
-    @property
-    def cost(self) -> int:
-        """Return what it adds to a batch: a number of tokens, or of rows."""
-        return len(self.array) * self.length
+
+class _Queue:
+    """Entries in order, and what they are together: a request that is refused has no time to add them up."""
+
+    def __init__(self) -> None:
+        self._entries: deque[_Entry] = deque()
+        self.rows = 0
+        self.cost = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[_Entry]:
+        return iter(self._entries)
+
+    def append(self, entry: _Entry) -> None:
+        """Put an entry at the end."""
+        self._entries.append(entry)
+        self._count(entry, 1)
+
+    def take(self) -> _Entry:
+        """Take the first entry off."""
+        entry = self._entries.popleft()
+        self._count(entry, -1)
+        return entry
+
+    def put_back(self, entries: Sequence[_Entry]) -> None:
+        """Put entries that were taken in front of all others, in their order."""
+        self._entries.extendleft(reversed(entries))
+        for entry in entries:
+            self._count(entry, 1)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._entries.clear()
+        self.rows = self.cost = 0
+
+    def _count(self, entry: _Entry, sign: int) -> None:
+        self.rows += sign * entry.rows
+        self.cost += sign * entry.cost
 
 
 class Batcher:
@@ -107,8 +148,8 @@ class Batcher:
         self._lane.queues.append(self)
         self._statistics = statistics or ModelStatistics()
         self._clock = clock
-        self._entries: deque[_Entry] = deque()
-        self._batch: list[_Entry] = []
+        self._entries = _Queue()
+        self._batch = _Queue()
         self._arrived = asyncio.Event()
         self._admitted_rows = 0
         self._coming_rows = 0
@@ -125,15 +166,15 @@ class Batcher:
 
     def work(self, rows: int = 0) -> list[float]:
         """Return the seconds that each batch is expected to take, of what was let in and so many rows behind it."""
-        most, running = self._max_cost, sum(entry.cost for entry in self._batch)
-        known_rows = sum(len(entry.array) for entry in (*self._batch, *self._entries))
+        most = self._max_cost
+        known_rows = self._batch.rows + self._entries.rows
         # What one request makes of another's rows, pictures for a text say, waits without having been let in by itself.
         unknown = self._cost_of(max(self._admitted_rows - known_rows, 0) + rows)
-        left = sum(entry.cost for entry in self._entries) + unknown
+        left = self._entries.cost + unknown
         # The last of several is taken for a full one: until its turn comes others will have filled it.
         batches = [self.running.expected(min(left, most))] * math.ceil(left / most)
         if self.running_since is not None:
-            batches.insert(0, max(0.0, self.running.expected(running) - (self._clock() - self.running_since)))
+            batches.insert(0, max(0.0, self.running.expected(self._batch.cost) - (self._clock() - self.running_since)))
         return batches
 
     def _cost_of(self, rows: int) -> int:
@@ -141,10 +182,14 @@ class Batcher:
         return math.ceil(rows * self._cost_a_row)
 
     def forecast(self, rows: int) -> Forecast:
-        """Return when a request of so many rows would be answered. Preparing goes on beside the engine's runs."""
+        """Return when a request of so many rows would be answered."""
+        return self._forecast(rows, alone=self._admitted_rows == 0)
+
+    def _forecast(self, rows: int, *, alone: bool) -> Forecast:
+        """Preparing goes on beside the engine's runs."""
         prepared = self.preparing.expected(1) * (self._coming_rows + rows) + self.running.expected(self._cost_of(rows))
         seconds = max(prepared, self._lane.expected_seconds(self, rows))
-        return Forecast(seconds=seconds, lag_seconds=self._lane.lag.seconds, alone=self._admitted_rows == 0)
+        return Forecast(seconds=seconds, lag_seconds=self._lane.lag.seconds, alone=alone)
 
     def retry_after(self, seconds_left: float, inside: int) -> int | None:
         """Return after how many seconds to come again, where a request would not be answered in time beside so many.
@@ -156,7 +201,7 @@ class Batcher:
             return None
         if ahead >= self._policy.max_waiting_rows + self._policy.max_rows:
             return 1
-        forecast = replace(self.forecast(1 + ahead - self._admitted_rows), alone=False)
+        forecast = self._forecast(1 + ahead - self._admitted_rows, alone=False)
         return None if forecast.in_time(seconds_left) else forecast.retry_after_seconds(seconds_left)
 
     @contextmanager
@@ -226,6 +271,8 @@ class Batcher:
             deadline=deadline,
             since=self._clock(),
             timing=timing,
+            rows=len(array),
+            cost=len(array) * length,
         )
         self._cost_a_row += NEWEST * (length - self._cost_a_row)
         self._entries.append(entry)
@@ -249,20 +296,22 @@ class Batcher:
                 await self._arrived.wait()
             await self._wait_for_company()
             async with self._lane.lock:
-                self._batch = self._take()
+                self._take()
                 if self._batch:
-                    await self._run(self._batch)
-                self._batch = []
+                    await self._run(list(self._batch))
+                self._batch.clear()
 
     async def _wait_for_company(self) -> None:
-        """Wait for more requests, but only where some are likely: one is being prepared, or the last batch had more than wait now.
+        """Wait for more requests, but only where some are likely and one run with them saves more than the wait may cost.
 
-        Clients that ask one after the other come again when the batch before has been answered, and no more of them than it had.
+        Those are likely that are being prepared, and as many as the last batch had: clients that ask one after the other come
+        again when it has been answered. Where an engine takes as long for each input in any company, it runs what is there
+        while the event loop reads the next ones.
         """
         end = self._clock() + self._policy.wait_seconds
-        while self._coming_rows or len(self._entries) < self._last_batch:
+        while (likely := max(self._coming_rows, self._last_batch - len(self._entries))) > 0:
             left = end - self._clock()
-            if left <= 0 or sum(entry.cost for entry in self._entries) >= self._max_cost:
+            if left <= 0 or self._entries.cost >= self._max_cost or not self._is_worth_waiting_for(likely):
                 return
             self._arrived.clear()
             try:
@@ -271,30 +320,34 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def _take(self) -> list[_Entry]:
+    def _is_worth_waiting_for(self, rows: int) -> bool:
+        here = self._entries.cost
+        more = min(self._cost_of(rows), self._max_cost - here)
+        saved = self.running.saved(here, more)
+        return saved is None or saved > max(self._policy.wait_seconds, WORTH * self.running.expected(here + more))
+
+    def _take(self) -> None:
         """Take the next batch off the queue: the oldest, and what has its length. Who has gone or is too late is left out."""
-        batch: list[_Entry] = []
-        kept: deque[_Entry] = deque()
-        cost, now = 0, self._clock()
-        while self._entries and cost < self._max_cost:
-            entry = self._entries.popleft()
+        batch, kept, now = self._batch, list[_Entry](), self._clock()
+        length: int | None = None
+        while self._entries and batch.cost < self._max_cost:
+            entry = self._entries.take()
             if entry.answer.done():
                 self._metrics.count_dropped(self._name, "gone")
             elif entry.deadline <= now:
                 self._metrics.count_dropped(self._name, "late")
                 entry.answer.set_exception(V2Error(Reason.DEADLINE_EXCEEDED, f"model '{self._name}' is too busy"))
-            elif batch and entry.length != batch[0].length:
+            elif length not in (None, entry.length):
                 kept.append(entry)
-            elif cost + entry.cost > self._max_cost:
+            elif batch.cost + entry.cost > self._max_cost:
                 kept.append(entry)
                 break
             else:
+                length = entry.length
                 batch.append(entry)
-                cost += entry.cost
                 self._metrics.observe_seconds("queue", self._name, now - entry.since)
-        self._entries.extendleft(reversed(kept))
+        self._entries.put_back(kept)
         self._last_batch = len(batch)
-        return batch
 
     async def _run(self, batch: list[_Entry]) -> None:
         """Run a batch. If it fails, its members run alone, so that only the one at fault gets the error."""
@@ -307,16 +360,17 @@ class Batcher:
             return
         finally:
             self.running_since = None
-            self._metrics.observe_batch(self._name, sum(len(entry.array) for entry in batch))
-            seconds = self._clock() - started
+            rows, seconds = sum(entry.rows for entry in batch), self._clock() - started
+            self._metrics.observe_batch(self._name, rows)
             self.running.observe(sum(entry.cost for entry in batch), seconds)
             self._metrics.observe_seconds("model", self._name, seconds)
-            self._statistics.ran(sum(len(entry.array) for entry in batch), seconds)
-        offset = 0
+            self._statistics.ran(rows, seconds)
+        offset, all_numbers = 0, _are_numbers(outputs)
         for entry in batch:
             entry.timing.add_run(queue_seconds=started - entry.since, model_seconds=seconds)
-            self._answer(entry, outputs[offset : offset + len(entry.array)])
-            offset += len(entry.array)
+            own = outputs[offset : offset + entry.rows]
+            self._answer(entry, own, are_numbers=all_numbers or _are_numbers(own))
+            offset += entry.rows
 
     async def _recover(self, batch: list[_Entry], error: Exception) -> None:
         if len(batch) > 1:
@@ -331,11 +385,16 @@ class Batcher:
             message = f"model '{self._name}'{whose} failed on this input: {str(error)[:256]}"
             batch[0].answer.set_exception(V2Error(Reason.INTERNAL, message))
 
-    def _answer(self, entry: _Entry, outputs: Array) -> None:
+    def _answer(self, entry: _Entry, outputs: Array, *, are_numbers: bool) -> None:
         if entry.answer.done():
             return
-        if not math.isfinite(float(np.sum(outputs))):
+        if are_numbers:
+            entry.answer.set_result(outputs)
+        else:
             message = f"model '{self._name}' computed a value that is not a number for this input"
             entry.answer.set_exception(V2Error(Reason.INTERNAL, message))
-        else:
-            entry.answer.set_result(outputs)
+
+
+def _are_numbers(outputs: Array) -> bool:
+    """Say whether there is no value among the outputs that is not a number, or infinite."""
+    return math.isfinite(float(np.sum(outputs)))

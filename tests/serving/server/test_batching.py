@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -157,20 +158,49 @@ async def test_a_batch_waits_for_a_request_that_is_being_prepared(recorded: Any)
     await batcher.close()
 
 
-async def test_a_batch_waits_for_as_many_as_came_last_and_for_no_more(recorded: Any) -> None:
-    engine = Engine()
-    engine.gate = asyncio.Event()
-    batcher = a_batcher(engine, recorded, wait_seconds=30.0)
-    first = asyncio.create_task(batcher.submit(rows(1), FAR))
-    await engine.entered.wait()
-    for batch in ((2, 3), (4, 5)):
-        # The first two find the engine at work; the others find it free, and the second of them is the last awaited.
-        others = [asyncio.create_task(batcher.submit(rows(value), FAR)) for value in batch]
+@dataclass
+class TimedEngine:
+    """An engine, and a clock that stands still but for its runs: so long for each, and so long more for each row."""
+
+    seconds: float = 0.0
+    seconds_a_row: float = 0.0
+    now: float = 0.0
+    batches: list[list[float]] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def __call__(self, given: Array) -> Array:
+        self.batches.append(given[:, 0].tolist())
+        await self.gate.wait()
+        self.now += self.seconds + self.seconds_a_row * len(given)
+        return given
+
+    async def batches_of(self, recorded: Any, *batches: Sequence[float]) -> list[list[float]]:
+        """Return the batches that come of one request and then of these, which come one by one when the last were answered."""
+        policy = BatchPolicy(max_rows=4, wait_seconds=30.0, max_waiting_rows=8)
+        batcher = Batcher("m", self, policy, recorded, clock=lambda: self.now)
+        first = asyncio.create_task(batcher.submit(rows(1), FAR))
         await asyncio.sleep(0)
-        engine.gate.set()
-        await asyncio.gather(first, *others)
-    assert engine.batches == [[1], [2, 3], [4, 5]]
-    await batcher.close()
+        for batch in batches:
+            others = []
+            for value in batch:
+                others.append(asyncio.create_task(batcher.submit(rows(value), FAR)))
+                for _ in range(5):  # turns enough for the batcher to take it, if it will
+                    await asyncio.sleep(0)
+            self.gate.set()
+            await asyncio.gather(first, *others)
+        await batcher.close()
+        return self.batches
+
+
+async def test_a_batch_waits_for_as_many_as_came_last_and_for_no_more(recorded: Any) -> None:
+    # The first two find the engine at work; the others find it free, and the second of them is the last awaited.
+    found = await TimedEngine(seconds=60).batches_of(recorded, (2, 3), (4, 5))
+    assert found == [[1], [2, 3], [4, 5]]
+
+
+async def test_nobody_is_waited_for_whose_company_saves_less_than_the_wait(recorded: Any) -> None:
+    found = await TimedEngine(seconds=20, seconds_a_row=60).batches_of(recorded, (2, 3), (4, 5))
+    assert found == [[1], [2, 3], [4], [5]]
 
 
 @settings(deadline=None, max_examples=40)
@@ -192,6 +222,7 @@ async def test_every_request_gets_its_own_rows_back(requests: list[list[int]], m
             assert not isinstance(answer, BaseException)
             assert answer[:, 0].tolist() == [2 * value for value in request]
     assert all(len(batch) <= max_rows for batch in engine.batches)
+    assert batcher.work() == []
     await batcher.close()
 
 
