@@ -44,6 +44,8 @@ async def test_a_list_of_many_pages_is_whole_and_says_what_each_item_is(store: K
     assert [item["metadata"]["name"] for item in listing.items] == names
     assert {(item["apiVersion"], item["kind"]) for item in listing.items} == {("v1", "ConfigMap")}
     assert all("managedFields" not in item["metadata"] for item in listing.items)
+    from_memory = await store.list(CONFIG_MAP, namespace, not_older_than=listing.resource_version)
+    assert from_memory.items == listing.items
 
 
 async def test_a_watch_outlives_what_the_server_grants(

@@ -23,10 +23,16 @@ class PassingStore:
         return await self._passed("get", kind, self._store.get(kind, name, namespace))
 
     async def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        not_older_than: str | None = None,
     ) -> Listing:
         """Return the objects of a kind."""
-        return await self._passed("list", kind, self._store.list(kind, namespace, labels=labels))
+        call = self._store.list(kind, namespace, labels=labels, not_older_than=not_older_than)
+        return await self._passed("list", kind, call)
 
     def watch(
         self,

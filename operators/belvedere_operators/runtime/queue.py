@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import deque
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ class Key(NamedTuple):
     def __str__(self) -> str:
         """Return `namespace/name`."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def turn(self) -> float:
+        """When in a round it is this key's turn: from 0 to 1, the same each time, spread evenly over many keys."""
+        return zlib.crc32(str(self).encode()) / 2**32
 
 
 class WorkQueue:

@@ -98,12 +98,17 @@ class CachedStore(PassingStore):
         return found
 
     async def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        not_older_than: str | None = None,
     ) -> Listing:
         """Return the objects of a kind. From a copy there is no resource version to watch from."""
         reflector = self._followed(kind)
         if reflector is None:
-            return await super().list(kind, namespace, labels=labels)
+            return await super().list(kind, namespace, labels=labels, not_older_than=not_older_than)
         return Listing(items=reflector.list(namespace, labels=labels), resource_version="")
 
     async def apply(self, manifest: Manifest, *, field_manager: str, force: bool = True) -> Manifest:

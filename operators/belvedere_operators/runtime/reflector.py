@@ -21,6 +21,8 @@ Handler = Callable[[Manifest], None]
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 30.0
 LONG_WATCH_SECONDS = 5.0
+LISTS_AT_ONCE = 3
+"""An answer with all objects of a kind is large; of so many the memory is taken at a time."""
 LISTS = Counter("belvedere_reflector_lists_total", "Times a kind was listed anew", ["kind"])
 
 
@@ -37,6 +39,7 @@ class Reflector:
         labels: Mapping[str, str] | None = None,
         optional: bool = False,
         random: Random | None = None,
+        turns: asyncio.Semaphore | None = None,
     ) -> None:
         self.kind = kind
         self.absent = False
@@ -54,6 +57,7 @@ class Reflector:
                 namespace=namespace,
                 labels=self._labels,
                 random=random or Random(),
+                turns=turns or asyncio.Semaphore(LISTS_AT_ONCE),
                 listed=self._listed,
                 changed=self._changed,
                 absent=self._is_absent,
@@ -150,6 +154,7 @@ class _Follower:
         namespace: str | None,
         labels: Mapping[str, str] | None,
         random: Random,
+        turns: asyncio.Semaphore,
         listed: Callable[[Iterable[Manifest], str | None, str], None],
         changed: Callable[[Manifest, bool], None],
         absent: Callable[[], None],
@@ -162,6 +167,8 @@ class _Follower:
         self._clock = clock
         self._labels = labels
         self._random = random
+        self._turns = turns
+        self._not_older_than: str | None = "0"
         self._listed = listed
         self._changed = changed
         self._absent = absent
@@ -190,7 +197,12 @@ class _Follower:
             self._delay_seconds = min(LONGEST_DELAY_SECONDS, self._delay_seconds * 2)
 
     async def _relist(self) -> None:
-        listing = await self._store.list(self._kind, self.namespace, labels=self._labels)
+        async with self._turns:
+            listing = await self._store.list(
+                self._kind, self.namespace, labels=self._labels, not_older_than=self._not_older_than
+            )
+        # Another server may lag behind the one that this copy was followed from: the copy must not go back with it.
+        self._not_older_than = None
         LISTS.labels(self._kind.kind).inc()
         self.version = listing.resource_version
         self.problem = None
@@ -214,6 +226,7 @@ class Caches:
         self._store = store
         self._clock = clock
         self._namespaces = tuple(namespaces)
+        self._turns = asyncio.Semaphore(LISTS_AT_ONCE)
         self._reflectors: dict[tuple[Kind, tuple[tuple[str, str], ...]], Reflector] = {}
 
     def of(self, kind: Kind, labels: Mapping[str, str] | None = None, *, optional: bool = False) -> Reflector:
@@ -222,7 +235,13 @@ class Caches:
         if (kind, selector) not in self._reflectors:
             namespaces = self._namespaces if kind.namespaced else ()
             self._reflectors[kind, selector] = Reflector(
-                self._store, kind, clock=self._clock, namespaces=namespaces, labels=labels, optional=optional
+                self._store,
+                kind,
+                clock=self._clock,
+                namespaces=namespaces,
+                labels=labels,
+                optional=optional,
+                turns=self._turns,
             )
         return self._reflectors[kind, selector]
 

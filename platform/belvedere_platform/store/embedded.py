@@ -62,9 +62,14 @@ class EmbeddedStore:
         return record.manifest
 
     async def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        not_older_than: str | None = None,
     ) -> Listing:
-        """Return the objects of a kind, of all namespaces when none is given."""
+        """Return the objects of a kind, of all namespaces when none is given: always as they are now."""
 
         def read(connection: sqlite3.Connection) -> Listing:
             items = records.bodies(connection, records.kind_key(kind), namespace)

@@ -37,9 +37,18 @@ class ObjectStore(Protocol):
         ...
 
     async def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
+        self,
+        kind: Kind,
+        namespace: str | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        not_older_than: str | None = None,
     ) -> Listing:
-        """Return the objects of a kind, of all namespaces when none is given."""
+        """Return the objects of a kind, of all namespaces when none is given.
+
+        As they are now, or, when a resource version is given, as they were at that one or later, whichever costs less; at
+        any time for `0`.
+        """
         ...
 
     def watch(

@@ -149,6 +149,32 @@ async def test_a_request_asks_no_thread_for_proxies_and_passwords(tmp_path: Path
     assert threads.asked == 0
 
 
+async def test_a_server_that_has_only_older_objects_in_memory_reads_them_anew(tmp_path: Path) -> None:
+    asked: list[dict[str, str]] = []
+
+    async def listing(request: web.Request) -> web.Response:
+        asked.append(dict(request.query))
+        if "resourceVersion" in request.query:
+            return web.Response(status=504, body=status(504, "Too large", {"reason": "ResourceVersionTooLarge"}))
+        item = {"metadata": {"name": "a", "managedFields": [{"manager": "m"}]}}
+        more = {} if "continue" in request.query else {"continue": "page-2"}
+        return web.json_response({"metadata": {"resourceVersion": "9", **more}, "items": [item]})
+
+    application = web.Application()
+    application.router.add_get("/api/v1/configmaps", listing)
+    async with TestServer(application, host="127.0.0.1") as server:
+        store = KubernetesStore(kubeconfig=kubeconfig_for(tmp_path, str(server.make_url("/"))), environment={})
+        found = await store.list(CONFIG_MAP, not_older_than="8")
+        await store.close()
+    assert found.items == 2 * [{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}}]
+    assert found.resource_version == "9"
+    assert asked == [
+        {"resourceVersion": "8", "resourceVersionMatch": "NotOlderThan"},
+        {"limit": "500"},
+        {"limit": "500", "continue": "page-2"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("environment", "proxy"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,8 @@ class Interrupted:
     def come_back(self) -> None:
         self.store = EmbeddedStore(self._path)
 
-    async def list(
-        self, kind: Kind, namespace: str | None = None, *, labels: Mapping[str, str] | None = None
-    ) -> Listing:
-        return await self.store.list(kind, namespace, labels=labels)
+    async def list(self, kind: Kind, namespace: str | None = None, **arguments: Any) -> Listing:
+        return await self.store.list(kind, namespace, **arguments)
 
     def watch(self, kind: Kind, namespace: str | None = None, **arguments: Any) -> AsyncIterator[WatchEvent]:
         return self.store.watch(kind, namespace, **arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.endpoints.dashboard import Dashboards, application_names, dashboard_address
@@ -59,7 +58,7 @@ class EndpointsReconciler:
             if await self._stood(key, ray_service):
                 # Replicas that were all there before this process was are looked at in their turn, or a start would
                 # ask every dashboard at once.
-                return After(_turn(key) * max(SHORTEST_POLL_SECONDS, polled / SETTLED_POLLS_PER_SECOND))
+                return After(key.turn * max(SHORTEST_POLL_SECONDS, polled / SETTLED_POLLS_PER_SECOND))
         decision = await self._decide(key, ray_service)
         if decision is not None:
             await self._apply(key, decision)
@@ -97,11 +96,6 @@ class EndpointsReconciler:
                 await self._context.store.delete(ENDPOINT_SLICE, name, key.namespace)
             except NotFound:
                 continue
-
-
-def _turn(key: Key) -> float:
-    """Return a number from 0 to 1 that is the same for a key each time, and spread evenly over many."""
-    return zlib.crc32(str(key).encode()) / 2**32
 
 
 def endpoints_controller(context: Context) -> Controller:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from belvedere_operators.alerts.rules import STABLE_ERRORS
-from belvedere_operators.controllers.modelservice.journal import Journal
+from belvedere_operators.controllers.modelservice.journal import Journal, ShownLook
 from belvedere_operators.controllers.modelservice.obstacles import accepted, engine_obstacle, surge
 from belvedere_operators.controllers.modelservice.state import LOST_PATH_SECONDS, STALE_ALERT_SECONDS, State
 from belvedere_operators.delivery.capacity import Fit, fit
@@ -133,6 +133,9 @@ def _progress(journal: Journal) -> Found:
 
 def _slo(state: State, journal: Journal) -> Found:
     looked, slo = journal.looked, state.spec.slo
+    if isinstance(looked, ShownLook):
+        (stands,) = (one for one in state.manifest["status"]["conditions"] if one["type"] == "SLOMet")
+        return "SLOMet", stands["status"], stands["reason"], stands["message"]
     side = looked.sides.get(journal.stable) if looked is not None and journal.stable is not None else None
     if side is None or looked is None or looked.problem is not None:
         return "SLOMet", "Unknown", "NoData", (looked.problem if looked else None) or "not measured yet"

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from belvedere_operators.alerts.book import alerts_name, read_book
 from belvedere_operators.controllers.context import Context
 from belvedere_operators.controllers.modelservice.journal import Journal, journal_name, read_journal
+from belvedere_operators.controllers.modelservice.looking import shown_look
 from belvedere_operators.controllers.modelservice.memory import Memory, look_seconds
 from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
 from belvedere_operators.controllers.modelservice.state import State, wants_rollout
@@ -67,6 +68,10 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
     interval = look_seconds(
         service.spec.rollout.interval_seconds, journal, num_services=num_services, num_waiting=num_waiting
     )
+    if journal.looked is None:
+        # After a start all services are looked at in their turn, as if the process had never ended.
+        last = now - (1 - key.turn) * interval
+        journal = journal.with_(looked=shown_look(manifest, journal, time=last))
     metrics, problem = await _metrics(prometheus, service.spec, journal, key, now, interval)
     return State(
         now=now,

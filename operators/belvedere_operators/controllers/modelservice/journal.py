@@ -120,6 +120,10 @@ class Looked(Part):
     """Percent of new requests by version, as the gateway said."""
 
 
+class ShownLook(Looked):
+    """What status shows of a look that another process took: it stands until this one takes its own."""
+
+
 class CounterBaseline(Part):
     """Counters as they stood at the last look that was used."""
 

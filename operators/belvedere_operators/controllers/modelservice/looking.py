@@ -5,6 +5,7 @@ from __future__ import annotations
 from belvedere_operators.controllers.modelservice.journal import (
     Journal,
     Looked,
+    ShownLook,
     Side,
     baseline_fields,
     judge_fields,
@@ -17,6 +18,7 @@ from belvedere_operators.delivery.evidence import Evidence, evidence_of
 from belvedere_operators.delivery.judge import JudgePlan, Limit
 from belvedere_operators.delivery.observation import check
 from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_platform.store import Manifest
 
 
 def judge_plan(spec: ModelServiceSpec) -> JudgePlan:
@@ -48,6 +50,19 @@ def take(state: State, journal: Journal) -> Journal:
         # The baseline stays, so that the next look that makes sense covers the time since.
         problem = f"the metrics contradict themselves: {error}"
         return journal.with_(looked=_figures(state, state.metrics, None, problem))
+
+
+def shown_look(manifest: Manifest, journal: Journal, *, time: float) -> ShownLook | None:
+    """Return what status shows of the last look, taken at a time; None for a service that must be looked at to go on."""
+    status = manifest.get("status") or {}
+    conditions = {one["type"]: one["status"] for one in status.get("conditions", ())}
+    stable = status.get("stable") or {}
+    stands = conditions.get("Ready") == "True" and conditions.get("Degraded") == "False" and "SLOMet" in conditions
+    current = status.get("observedGeneration") == manifest["metadata"].get("generation")
+    if not (stands and current) or journal.active is not None or stable.get("version") != journal.stable:
+        return None
+    side = Side(share=stable.get("observedWeight"), p95_milliseconds=stable.get("p95Milliseconds"))
+    return ShownLook(time=time, sides={stable["version"]: side}, effective_weight={stable["version"]: 100.0})
 
 
 def evidence_now(state: State, journal: Journal) -> Evidence:

@@ -61,6 +61,7 @@ class Traffic:
         self.in_flight: float | None = 1.0
         self.effective: dict[str, float] = {}
         self.down = False
+        self.num_asked = 0
         self.rate = 40.0
 
     def flow(self, route: dict[str, Any], seconds: float) -> None:
@@ -85,6 +86,7 @@ class Traffic:
                 self.counts["shadow"][f"{candidate}/{model}/false"] += compared - agreed
 
     def respond(self, request: httpx.Request) -> httpx.Response:
+        self.num_asked += 1
         if self.down:
             raise httpx.ConnectError("connection refused", request=request)
         query = httpx.QueryParams(request.content.decode())["query"]

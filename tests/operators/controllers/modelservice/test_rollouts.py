@@ -388,6 +388,27 @@ async def test_between_looks_nothing_is_written(serving):
     assert (await serving.store.list(CONFIG_MAP, "default")).resource_version == before.resource_version
 
 
+async def test_after_a_start_a_service_that_stands_is_looked_at_in_its_turn_and_nothing_is_written(serving):
+    await serving.run(5)
+    status, before = await serving.status(), serving.traffic.num_asked
+    assert (await serving.condition("SLOMet"))["message"] == "no requests in the window"
+    serving.use(serving.store)
+    await serving.reconcile()
+    assert serving.traffic.num_asked == before
+    assert await serving.status() == status
+    await serving.run(3)
+    assert before < serving.traffic.num_asked <= before + 2
+
+
+async def test_after_a_start_a_service_that_was_changed_meanwhile_is_looked_at_at_once(serving):
+    await serving.run(5)
+    before = serving.traffic.num_asked
+    await serving.ask("v1", slo={"availability": 0.9})
+    serving.use(serving.store)
+    await serving.reconcile()
+    assert serving.traffic.num_asked == before + 1
+
+
 async def test_another_version_replaces_the_candidate(serving):
     for version in ("v2", "v3"):
         await serving.add_version(version)

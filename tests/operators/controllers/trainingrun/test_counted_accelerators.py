@@ -29,7 +29,7 @@ class Counted:
             DEPLOYMENT: [{"spec": {"replicas": 1, "template": POD}}],
         }
 
-    async def list(self, kind: Any, namespace: str | None = None, *, labels: Any = None) -> Listing:
+    async def list(self, kind: Any, namespace: str | None = None, *, labels: Any = None, **_: Any) -> Listing:
         if kind is NODE and labels:
             raise NotFound("nodes are not ours")
         return Listing(items=self.objects[kind], resource_version="1")
