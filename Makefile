@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-ablation bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton bench-serving operator-killed
+.PHONY: help setup demo down test check format bench bench-ablation bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -14,6 +14,9 @@ help: ## list the targets
 
 setup: ## virtual environment, Prometheus, Alertmanager (cached in ~/.cache/belvedere)
 	@deploy/setup/setup.sh
+
+litert: setup ## the converter for engines of runtime litert, in an environment of its own in the cache
+	@deploy/setup/litert.sh
 
 triton: setup ## the real Triton server from PyPI, in an environment of its own in the cache (about 600 MB; x86-64 Debian)
 	@deploy/setup/triton.sh
@@ -75,6 +78,7 @@ bench-operator: setup ## 1,000 ModelServices and 1,000 TrainingRuns on a real AP
 	@deploy/cluster/build.sh && kwok=$$(deploy/benchmarks/kwok.sh) && python deploy/benchmarks/operator_bench.py --kwok $$kwok --objects $(or $(OBJECTS),1000) $(if $(PARTS),--only $(PARTS)) --output build/bench/operator.json
 
 bench-serving: triton ## engines beside torch, our server beside KServe, FastAPI and Triton, overload, malformed requests: build/bench/serving.json
+	@deploy/setup/litert.sh || echo "LiteRT's converter cannot be set up here: its rows will be empty" >&2
 	@deploy/benchmarks/peers.sh || echo "The peers cannot be set up here: their rows will be empty" >&2
 	@python deploy/benchmarks/serving_bench.py --output build/bench/serving.json $(BENCH_ARGS)
 

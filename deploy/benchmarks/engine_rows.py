@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import BelvedereError
 from belvedere_platform.protocol import EMBED_IMAGE
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
 from belvedere_platform.telemetry.benchmark import Row, result
@@ -26,7 +27,26 @@ def engine_rows(store: ArtifactStore, say: Say) -> list[Row]:
     return [
         *_rows(store, transformer, "", "ViT-S/16 at 224", say),
         *_rows(store, own, "own_", "our convolutional tower of size nano at 64", say),
+        *_litert_rows(store, own, "our convolutional tower of size nano at 64", say),
     ]
+
+
+def _litert_rows(store: ArtifactStore, model: str, what: str, say: Say) -> list[Row]:
+    """Return how fast our tower is in LiteRT here, where its converter is set up: `make litert`."""
+    rows = []
+    for precision in ("fp32", "int8"):
+        name = f"own_litert_{precision}_speedup"
+        try:
+            engine = build(
+                store, model, EngineTarget.model_validate({"runtime": "litert", "precision": precision}), GATE, say=say
+            )
+        except BelvedereError as error:
+            rows.append(result(name, None, "x", "higher", None, note=str(error)[:300]))
+            continue
+        parity = engine.config["parity"][EMBED_IMAGE]
+        near = f"cosine min {parity['cosineMin']:.5f}, mean {parity['cosineMean']:.5f}; {what}, one picture, one thread"
+        rows.append(_speedup(name, engine, None, near))
+    return rows
 
 
 def _rows(store: ArtifactStore, model: str, prefix: str, what: str, say: Say) -> list[Row]:
@@ -60,7 +80,7 @@ def _rows(store: ArtifactStore, model: str, prefix: str, what: str, say: Say) ->
     ]
 
 
-def _speedup(name: str, engine: EngineResult, target: float, note: str) -> Row:
+def _speedup(name: str, engine: EngineResult, target: float | None, note: str) -> Row:
     latency = engine.config["latency"][EMBED_IMAGE]
     own, other = latency["p50Milliseconds"], latency["torchP50Milliseconds"]
     return result(

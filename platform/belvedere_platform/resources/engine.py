@@ -14,8 +14,10 @@ class EngineTarget(Part):
     """What the engine is for."""
 
     runtime: Annotated[
-        Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt"],
-        Field(description="auto: whichever is fastest on the device that builds it, among those that pass parity"),
+        Literal["auto", "onnxruntime", "openvino", "torch", "tensorrt", "litert"],
+        Field(
+            description="auto: whichever is fastest on the device that builds it, among those that pass parity; never litert"
+        ),
     ] = "onnxruntime"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"], Field(description="auto goes with runtime auto")

@@ -297,6 +297,11 @@ class ModelServiceSpec(Part):
             message="server is for backend rayServe; Triton serves the two towers alone, without plugins",
         ),
         CelRule(
+            rule="self.backend != 'triton' || !has(self.engine) || !has(self.engine.target) || !has(self.engine.target.runtime)"
+            " || self.engine.target.runtime != 'litert'",
+            message="engine.target.runtime litert is for backend rayServe: Triton has no backend for LiteRT",
+        ),
+        CelRule(
             rule="self.backend == oldSelf.backend",
             message="backend cannot be changed while versions are served by it: make a new ModelService",
         ),

@@ -25,7 +25,7 @@ def _print(result: dict[str, Any]) -> None:
 @click.option("--model-digest", required=True, metavar="DIGEST", help="model artifact: a digest or a tag")
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnxruntime", "openvino", "torch", "tensorrt"]),
+    type=click.Choice(["auto", "onnxruntime", "openvino", "torch", "tensorrt", "litert"]),
     default="onnxruntime",
     show_default=True,
     help="auto: the fastest here that passes parity",

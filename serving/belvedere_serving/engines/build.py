@@ -75,7 +75,7 @@ def build(
 ) -> EngineResult:
     """Return the engine of a model for a target: the one that is there, or a new one. It is pushed even if parity fails."""
     described = store.resolve(model)
-    device, tools = this_device(), toolchain()
+    device, tools = this_device(), toolchain(target.runtime)
     variants = variants_of(target, device)
     own_tag = engine_tag(described.digest, target.runtime, target.precision, tools, device)
     if (found := _find(store, own_tag, gate)) is not None:

@@ -130,6 +130,8 @@ def engine_files(bench: Bench, engine: Compiled) -> dict[str, Path | bytes]:
 def _candidates(bench: Bench, tower: str, variant: Variant) -> list[Candidate]:
     if variant.runtime == "torch":
         return [_candidate(bench, tower, variant, "exported", bench.folder / PROGRAMS[tower])]
+    if variant.runtime == "litert":
+        return [_candidate(bench, tower, variant, variant.precision, _converted(bench, tower, variant))]
     methods = quantize.methods(tower, variant.runtime) if variant.precision == "int8" else (variant.precision,)
     return [_candidate(bench, tower, variant, method, _built(bench, tower, variant, method)) for method in methods]
 
@@ -148,6 +150,16 @@ def _built(bench: Bench, tower: str, variant: Variant, method: str) -> Path:
         from belvedere_serving.engines.tensorrt import build_plan
 
         build_plan(source, target, variant.precision, bench.inputs[tower].array.shape[1:])
+    return target
+
+
+def _converted(bench: Bench, tower: str, variant: Variant) -> Path:
+    """Return the file of LiteRT, which is made from the source itself and not from ONNX."""
+    from belvedere_serving.engines.litert import convert
+
+    target = bench.folder / f"{tower}-litert-{variant.precision}.tflite"
+    bench.say(f"{tower}: converting for LiteRT, {variant.precision}")
+    convert(bench.folder / PROGRAMS[tower], tower, target, variant.precision, bench.inputs[tower].array[:1])
     return target
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from belvedere_serving.engines.export import OPSET
+from belvedere_serving.engines.litert import converter_version
 
 BUILD_REVISION = 2
 """Raised when this package builds another engine from the same model with the same libraries."""
@@ -66,12 +67,16 @@ def this_device() -> Device:
     return parse_cpuinfo(path.read_text() if path.exists() else "", platform.machine())
 
 
-def toolchain() -> dict[str, str]:
-    """Return the versions of what builds engines."""
+def toolchain(runtime: str = "auto") -> dict[str, str]:
+    """Return the versions of what builds engines for a runtime."""
     libraries = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
     for name in ("openvino", "tensorrt"):
         with suppress(PackageNotFoundError):
             libraries[name] = version(name)
+    if runtime == "litert":
+        with suppress(PackageNotFoundError):
+            libraries["ai-edge-litert"] = version("ai-edge-litert")
+        libraries["litert-converter"] = converter_version()
     return {**libraries, "opset": str(OPSET), "revision": str(BUILD_REVISION)}
 
 

@@ -18,6 +18,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "openvino": (".xml", ".bin"),
     "torch": (".pt2",),
     "tensorrt": (".plan",),
+    "litert": (".tflite",),
 }
 """By runtime, the files of one tower; the first is the one that is opened."""
 
@@ -94,9 +95,16 @@ def _tensorrt(variant: Variant, files: dict[str, Path], threads: int) -> LoadedR
     return TensorRtRuntime(files)
 
 
+def _litert(variant: Variant, files: dict[str, Path], threads: int) -> LoadedRuntime:
+    from belvedere_serving.engines.litert import LiteRtRuntime
+
+    return LiteRtRuntime(files, threads=threads)
+
+
 _OPEN: dict[str, Callable[[Variant, dict[str, Path], int], LoadedRuntime]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
     "torch": _torch,
     "tensorrt": _tensorrt,
+    "litert": _litert,
 }

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.engine import EngineTarget
 from belvedere_serving.engines.device import Device
+from belvedere_serving.engines.litert import HINT, find_converter
 from belvedere_serving.engines.runtime import Variant
 
 
@@ -18,6 +19,7 @@ class _Need:
     what: str
 
 
+_LITERT = f"the package ai-edge-litert (pip install 'belvedere[litert]') and its converter (`{HINT}`)"
 _VARIANTS: dict[Variant, _Need] = {
     Variant("onnxruntime", "fp32"): _Need(lambda device: True, ""),
     Variant("onnxruntime", "int8"): _Need(lambda device: True, ""),
@@ -32,6 +34,8 @@ _VARIANTS: dict[Variant, _Need] = {
         "the package openvino and a processor with AVX512_BF16 or AMX",
     ),
     Variant("torch", "fp32"): _Need(lambda device: True, ""),
+    Variant("litert", "fp32"): _Need(lambda device: _has_litert(), _LITERT),
+    Variant("litert", "int8"): _Need(lambda device: _has_litert(), _LITERT),
     Variant("tensorrt", "fp32"): _Need(lambda device: _has_tensorrt(), "the package tensorrt and an NVIDIA GPU"),
     Variant("tensorrt", "fp16"): _Need(lambda device: _has_tensorrt(), "the package tensorrt and an NVIDIA GPU"),
     Variant("tensorrt", "int8"): _Need(lambda device: _has_tensorrt(), "the package tensorrt and an NVIDIA GPU"),
@@ -53,15 +57,17 @@ def variants_of(target: EngineTarget, device: Device) -> tuple[Variant, ...]:
 
 def _matches(variant: Variant, target: EngineTarget) -> bool:
     on_gpu = variant.runtime == "tensorrt"
-    return (
-        target.runtime in ("auto", variant.runtime)
-        and target.precision in ("auto", variant.precision)
-        and on_gpu == (target.device == "gpu")
-    )
+    # LiteRT is for other devices than the one that builds, and takes one input at a time: it is built where it is asked for.
+    meant = target.runtime == variant.runtime or (target.runtime == "auto" and variant.runtime != "litert")
+    return meant and target.precision in ("auto", variant.precision) and on_gpu == (target.device == "gpu")
 
 
 def _installed(package: str) -> bool:
     return find_spec(package) is not None
+
+
+def _has_litert() -> bool:
+    return _installed("ai_edge_litert") and find_converter() is not None
 
 
 def _has_tensorrt() -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, INPUT_OF
 from belvedere_serving.engines.loading import ENGINE_FILE as VARIANT_FILE
-from belvedere_serving.engines.loading import load_runtime
+from belvedere_serving.engines.loading import load_runtime, read_variant
 from belvedere_serving.engines.preprocess import WHITE, ImagePreprocessor, Recipe, TextPreprocessor
 from belvedere_serving.generation.decoder import Heads
 from belvedere_serving.triton import model_config
@@ -37,6 +37,10 @@ def write_repository(engine: Path, target: Path, options: RepositoryOptions) -> 
     """Write the repository of the engine in a folder into an empty or new one, and return it."""
     if target.exists() and any(target.iterdir()):
         raise InvalidInput(f"{target} is not empty: a repository is written into a folder of its own")
+    if read_variant(engine).runtime == "litert":
+        raise InvalidInput(
+            "Triton has no backend for LiteRT: build the engine with another --runtime, or serve it by Ray Serve"
+        )
     for tower, sample in _towers(engine, options).items():
         _write_model(target, model_config.pipeline(tower, options), {}, options)
         prepared: Files = {name: engine / name for name in ("preprocess.json", "tokenizer.json")}

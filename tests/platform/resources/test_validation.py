@@ -57,6 +57,10 @@ def service(**spec: Any) -> dict[str, Any]:
             "spec.server.writing.cacheBlocks is 0; it must be at least 1",
         ),
         ({"backend": "triton", "server": {}}, "server is for backend rayServe; Triton serves the two towers alone"),
+        (
+            {"backend": "triton", "engine": {"target": {"runtime": "litert"}}},
+            "engine.target.runtime litert is for backend rayServe",
+        ),
         ({"scaling": {"minReplicas": 3}}, "spec.scaling: scaling.minReplicas must not be greater than"),
         ({"slo": {"availability": float("nan")}}, "spec.slo.availability is nan"),
     ],
