@@ -23,7 +23,8 @@ NAMES = ("kill_resume_runs_equal", "kill_resume_lost_steps")
 ELASTIC_NAMES = ("elastic_lost_steps",)
 RUNS = 10
 PATIENCE_SECONDS = 300.0
-ELASTIC_PAIRS, ELASTIC_EVERY = 1920, 320
+ELASTIC_PAIRS, ELASTIC_EVERY = 2880, 320
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's own
 
 
 def rows(subject: Subject) -> list[Row]:
@@ -142,8 +143,9 @@ def elastic_row(folder: Path, artifacts: str) -> Row:
         env=environment,
     )
     silence = Silence(process)
+    snapshot = folder / "home" / "checkpoints" / f"default-elastic-{os.getpid()!s:.8}" / _SNAPSHOT
     try:
-        return watched(process, silence)
+        return watched(process, silence, snapshot)
     finally:
         silence.end()
         if process.poll() is None:  # it ends its own Ray when it is asked to
@@ -170,8 +172,16 @@ class Silence:
             self._timer.cancel()
 
 
-def watched(process: subprocess.Popen[str], silence: Silence) -> Row:
-    """Kill one worker once both train, and return the row from what the run says."""
+def is_kept(snapshot: Path) -> bool:
+    """Return whether Ray Train has a whole checkpoint that it would go on from, by what it says of itself."""
+    try:
+        return bool(json.loads(snapshot.read_text())["checkpoint_results"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False  # not written yet, or this very moment
+
+
+def watched(process: subprocess.Popen[str], silence: Silence, snapshot: Path) -> Row:
+    """Kill one worker once both train and a checkpoint is whole, and return the row from what the run says."""
     assert process.stdout is not None
     events: list[dict[str, Any]] = []
     killed_at, killed = None, 0.0
@@ -190,8 +200,8 @@ def watched(process: subprocess.Popen[str], silence: Silence) -> Row:
         pairs = int(event.get("pairs", 0))
         if event["event"] != "progress":
             print(f"  {line[start:].strip()}", flush=True)
-        # Late enough for one of the checkpoints, which are written while training goes on, to be whole.
-        if killed_at is None and event["event"] == "progress" and pairs > 4 * ELASTIC_EVERY and len(workers) == 2:
+        # Checkpoints are written while training goes on: which of them is whole by now, Ray Train alone knows.
+        if killed_at is None and event["event"] == "progress" and len(workers) == 2 and is_kept(snapshot):
             killed_at, killed = pairs, time.monotonic()
             os.kill(workers[1], signal.SIGKILL)
             print(f"  killed worker 1 at {pairs} pairs", flush=True)

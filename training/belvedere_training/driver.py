@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from belvedere_training.config import RunConfig
 
 ERROR_FILE = "belvedere-error.json"
 _COORDINATOR_START_SECONDS = 180.0
+_STARTS = 4
+_TIMED_OUT = "timed out during startup"
 
 
 def checkpoint_root() -> str:
@@ -55,7 +58,7 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
     from ray.train.torch import TorchTrainer
 
     if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+        start_ray(lambda: ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True))
     if isinstance(workers, tuple):
         _await_coordinator()
     store = ArtifactStore(artifacts_url)
@@ -87,6 +90,22 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
     trainer.fit()
     _raise_recorded(error_file)
     return store.resolve(config.output_tag)
+
+
+def start_ray(start: Callable[[], object]) -> None:
+    """Join or start Ray, anew where its own node was not up in time.
+
+    Ray gives a node that it starts thirty seconds, no more, which is too little on busy cores; the next one finds most of
+    what it needs read from disk and compiled.
+    """
+    for left in reversed(range(_STARTS)):
+        try:
+            start()
+        except Exception as error:  # Ray raises just that
+            if not left or _TIMED_OUT not in str(error):
+                raise
+        else:
+            return
 
 
 def _await_coordinator() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from belvedere_platform.errors import BelvedereError, InvalidInput, NotFound
 from belvedere_training.commands.data import data
 from belvedere_training.commands.train import train
 from belvedere_training.config import read_config
-from belvedere_training.driver import elastic_workers
+from belvedere_training.driver import elastic_workers, start_ray
 
 RUN = {
     "kind": "TrainingRun",
@@ -121,3 +122,25 @@ def test_a_batch_that_some_number_of_workers_cannot_share_is_refused() -> None:
         InvalidInput, match=r"batchSize is 128, and 3 of workers.min 1 to workers.max 4 .*multiple of 12"
     ):
         elastic(128, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("failures", "tries", "raises"),
+    [
+        ([], 1, False),
+        (["The current node timed out during startup."] * 2, 3, False),
+        (["The current node timed out during startup."] * 9, 4, True),
+        (["no such address"], 1, True),
+    ],
+)
+def test_a_node_of_ray_that_was_not_up_in_time_is_started_anew(failures: list[str], tries: int, raises: bool) -> None:
+    made = []
+
+    def start() -> None:
+        made.append(1)
+        if len(made) <= len(failures):
+            raise Exception(failures[len(made) - 1])
+
+    with pytest.raises(Exception, match=failures[0]) if raises else nullcontext():
+        start_ray(start)
+    assert len(made) == tries
