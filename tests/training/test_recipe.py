@@ -317,3 +317,83 @@ def test_the_example_uses_every_field_of_architecture_and_objectives() -> None:
     config = read_config(path.read_text(), where=str(path))
     for part in (config.architecture, config.objectives):
         assert part.model_fields_set == set(type(part).model_fields)
+
+
+def configured(config: RunConfig, **parts: dict[str, object]) -> RunConfig:
+    document = config.model_dump(by_alias=True)
+    return RunConfig.model_validate(
+        {**document, **{name: {**(document[name] or {}), **part} for name, part in parts.items()}}
+    )
+
+
+def test_disentangling_is_one_line_its_loss_falls_and_each_part_knows_its_attribute(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    asked = {"disentangle": 1, "attributes": ["style", "subgroup", "group"]}
+    config = configured(run_config(pairs=960, learningRate=0.003, warmupPairs=96), objectives=asked)
+    loop = prepare(resolve(config, store), store, LocalWorld(cores=1))
+    stepper, told = loop.stepper, []
+    attributes = stepper.model.config.parts.attributes
+    assert set(attributes) == {"style", "subgroup"}, "all drawings are of one group"
+    for position in range(0, 960, 16):
+        stepper.step(position)
+        told.append(stepper.told["losses"]["disentangle"])
+    assert sum(told[-10:]) < 0.8 * sum(told[:10])
+    batches = [stepper.loader.make(position) for position in range(0, 96, 16)]
+    right = {
+        name: torch.cat([
+            stepper.model.disentangler.classifiers[name](
+                stepper.model.disentangler(stepper.model.embed_image(batch.pixels_B3SS)).specific[name]
+            ).argmax(1) == batch.attributes[name]
+            for batch in batches
+        ]).float().mean()
+        for name in attributes
+    }  # fmt: skip
+    for name, values in attributes.items():
+        assert right[name] > 1.3 / len(values), (name, right[name])
+
+
+def test_plain_pictures_are_trained_on_at_half_their_edge_and_the_loss_falls(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
+    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
+    monkeypatch.setattr("belvedere_training.step.THRESHOLDS", (0.7, 0.9))  # drawings have less than two bits
+    asked = configured(
+        run_config(pairs=640, learningRate=0.005, warmupPairs=64, resolution="ByEntropy"),
+        architecture={"tower": "vit", "topology": "fusion"},
+        objectives={"itm": 1},
+    )
+    stepper = prepare(resolve(asked, store), store, LocalWorld(cores=1)).stepper
+    losses, seen = [], set[str]()
+    for position in range(0, 640, 16):
+        losses.append(stepper.step(position))
+        seen |= set(stepper.told["resolutions"])
+        assert sum(stepper.told["resolutions"].values()) == pytest.approx(1)
+    assert seen == {"32", "48", "64"}
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
+@pytest.mark.parametrize(
+    ("optimization", "parts", "message"),
+    [
+        ({}, {"objectives": {"disentangle": 0.1, "attributes": ["group", "colour"]}},
+         r"objectives\.disentangle is 0\.1, and none of objectives\.attributes, group, colour, .* the records have family, group, "),
+        ({"resolution": "ByEntropy"}, {}, r"resolution is ByEntropy, and architecture\.tower is conv.*use vit"),
+        ({"resolution": "ByEntropy"}, {"architecture": {"tower": "vit", "topology": "fusion", "attend": "pooled"}},
+         r"resolution is ByEntropy, and architecture\.attend is pooled.*use full"),
+        ({"resolution": "ByEntropy", "coarseShare": 0.5}, {"architecture": {"tower": "vit"}},
+         r"resolution is ByEntropy, and optimization\.coarseShare is 0\.5: leave it out"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_learned_from_this_data_by_this_model_is_told(
+    store: ArtifactStore,
+    tiny: ModelConfig,
+    run_config: Configure,
+    optimization: dict[str, object],
+    parts: dict[str, dict[str, object]],
+    message: str,
+) -> None:
+    config = configured(run_config(**optimization), **parts)
+    with pytest.raises(InvalidInput, match=message):
+        prepare(resolve(config, store), store, LocalWorld(cores=1))

@@ -253,10 +253,11 @@ def test_shares_are_for_large_models_of_several_workers(
     [
         ("conv", {}, r"workers\.sharding is FSDP, and the vision tower has batch norm.*set architecture\.tower to vit"),
         ("vit", {"unfreezeEveryPairs": 8}, r"workers\.sharding is FSDP, and optimization\.unfreezeEveryPairs is 8"),
+        ("vit", {"resolution": "ByEntropy"}, r"workers\.sharding is FSDP, and optimization\.resolution is ByEntropy"),
     ],
 )
 def test_what_does_not_go_with_shares_is_told(
-    run_config: Callable[..., RunConfig], tower: str, optimization: dict[str, int], message: str
+    run_config: Callable[..., RunConfig], tower: str, optimization: dict[str, object], message: str
 ) -> None:
     with torch.device("meta"):
         model = VisionLanguageModel(sized("nano", tower=tower))  # type: ignore[arg-type]

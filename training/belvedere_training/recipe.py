@@ -52,6 +52,7 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     parent = _parent(config, store)
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
     _check_coarse(config, model.config)
+    _check_resolution(config, model.config)
     _check_texts(config)
     sharded = wants_shares(config, model, world.size)
     if not sharded:  # weights in shares go to the device layer by layer, when they are shared out
@@ -173,9 +174,42 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
         document["normalization"] = NORMALIZATIONS[wanted.normalization]
     if config.objectives.mim and not shape.pixels.num_layers and shape.vision.kind == "vit":
         document["pixels"]["num_layers"] = 1
+    if config.objectives.disentangle:
+        document["parts"]["attributes"] = _attributes(config, corpus)
     shape = parse(ModelConfig, document, where=f"size {config.size} with pictures of {corpus.size} pixels")
     check(config.objectives, shape)
     return shape
+
+
+def _attributes(config: RunConfig, corpus: Corpus) -> dict[str, list[str]]:
+    """Return the values of the attributes asked for, of those that have several; InvalidInput when there is none."""
+    wanted = config.objectives.attributes
+    found = {name: values for name in wanted if len(values := corpus.values(name)) > 1}
+    if not found:
+        known = [name for name in corpus.records[0] if isinstance(corpus.records[0][name], str) and name != "id"]
+        raise InvalidInput(
+            f"objectives.disentangle is {config.objectives.disentangle:g}, and none of objectives.attributes, "
+            f"{', '.join(wanted)}, is in every record with several values: the records have {', '.join(known)}"
+        )
+    return found
+
+
+def _check_resolution(config: RunConfig, shape: ModelConfig) -> None:
+    """Raise InvalidInput where pictures of several resolutions do not go with what else is asked."""
+    setting = config.optimization
+    if setting.resolution == "Whole":
+        return
+    hindrances = {
+        f"architecture.tower is {shape.vision.kind}, whose batch norm needs pictures of one size: use vit": (
+            shape.vision.kind != "vit"
+        ),
+        f"architecture.attend is {shape.fusion.attend}, which needs pictures of one grid: use full": (
+            shape.topology in ("fusion", "hybrid") and shape.fusion.attend != "full"
+        ),
+        f"optimization.coarseShare is {setting.coarse_share:g}: leave it out": setting.coarse_share > 0,
+    }
+    for hindrance in (sentence for sentence, applies in hindrances.items() if applies):
+        raise InvalidInput(f"optimization.resolution is {setting.resolution}, and {hindrance}")
 
 
 def _check_coarse(config: RunConfig, shape: ModelConfig) -> None:

@@ -48,6 +48,11 @@ def _hindrance(config: RunConfig, model: nn.Module) -> str | None:
             f"optimization.unfreezeEveryPairs is {config.optimization.unfreeze_every_pairs}: shares of weights that "
             "begin to learn later are not supported: set unfreezeEveryPairs to 0"
         )
+    if config.optimization.resolution != "Whole":
+        return (
+            f"optimization.resolution is {config.optimization.resolution}: workers with other resolutions in their rows would "
+            "call a layer another number of times, and wait for each other's weights forever: set resolution to Whole"
+        )
     return None
 
 

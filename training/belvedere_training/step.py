@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.loader import Loader, mixed
 from belvedere_training.depth import unfreeze
 from belvedere_training.gradcache import Embedded, cached_backward, chunks
+from belvedere_training.model.resolution import THRESHOLDS, ResolutionRouter, steps_to
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
@@ -57,6 +59,8 @@ class View(NamedTuple):
     asked_BT: Tensor
     same: tuple[Tensor, ...]
     further: tuple[Tensor, ...]
+    attributes: Mapping[str, Tensor] = {}
+    resolutions: tuple[int, ...] | None = None
 
 
 class Stepper:
@@ -94,6 +98,8 @@ class Stepper:
             batch_size=self.setting.batch_size,
             rows=slice(0, 0),
             normalization=self.model.config.normalization,
+            attributes=self.model.config.parts.attributes if self.objectives.disentangle else {},
+            router=self._router(),
             texts_each=self.setting.texts_per_picture,
         )
         self.share_out(self.counts)
@@ -124,6 +130,9 @@ class Stepper:
         self.update.optimizer.set_rate(schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs))
         terms = drawn(self.objectives, setting.seed, position)
         self.told = {}
+        if view.resolutions:
+            shown = Counter(view.resolutions)
+            self.told["resolutions"] = {str(edge): shown[edge] / len(view.resolutions) for edge in sorted(shown)}
         cached = 0 < setting.chunk_size < len(view.tokens_BT)
         loss = self._in_chunks(view, terms) if cached else self._at_once(view, terms)
         if self.sharded:
@@ -178,16 +187,30 @@ class Stepper:
         same = tuple(alike(batch.pairs.concepts, texts).to(device) for texts in batch.pairs.all_texts())
         further = tuple(tokens_BT.to(device) for tokens_BT in batch.further)
         return View(
-            position, pixels_B3SS.to(device), batch.tokens_BT.to(device), batch.asked_BT.to(device), same, further
+            position,
+            pixels_B3SS.to(device),
+            batch.tokens_BT.to(device),
+            batch.asked_BT.to(device),
+            same,
+            further,
+            {name: value_B.to(device) for name, value_B in batch.attributes.items()},
+            batch.resolutions,
         )
+
+    def _router(self) -> ResolutionRouter | None:
+        vision = self.model.config.vision
+        if self.setting.resolution == "Whole":
+            return None
+        return ResolutionRouter(thresholds=THRESHOLDS, resolutions=steps_to(vision.image_size, vision.stride))
 
     def _embed(self, view: View, rows: slice, terms: tuple[str, ...]) -> Outputs:
         """Return embeddings and the losses of the terms for these rows of this worker; several texts give text_BKE."""
         pixels_B3SS, tokens_BT = view.pixels_B3SS[rows], view.tokens_BT[rows]
+        seen_at = view.resolutions and view.resolutions[rows]
         with self.execution.autocast(self.world.device):
             if not isinstance(self.module, MultiTask):
                 texts = [tokens_BT, *(other_BT[rows] for other_BT in view.further)]
-                image_BE, text_BE, scale = self.network(pixels_B3SS, stacked(texts))
+                image_BE, text_BE, scale = self.network(pixels_B3SS, stacked(texts), seen_at)
                 if view.further:
                     text_BE = text_BE.unflatten(0, (len(texts), -1)).transpose(0, 1)
                 return Outputs(image_BE, text_BE, scale, {})
@@ -195,7 +218,14 @@ class Stepper:
             seed = mixed(self.setting.seed, view.position, own.start, 1)
             generator = torch.Generator().manual_seed(seed)
             outputs: Outputs = self.network(
-                pixels_B3SS, tokens_BT, view.asked_BT[rows], view.same[0][own, own], terms, generator
+                pixels_B3SS,
+                tokens_BT,
+                view.asked_BT[rows],
+                view.same[0][own, own],
+                terms,
+                generator,
+                {name: value_B[rows] for name, value_B in view.attributes.items()},
+                seen_at,
             )
             return outputs
 

@@ -80,6 +80,12 @@ class Optimization(Part):
     coarse_share: Annotated[
         float, Field(ge=0, lt=1, description="share of the budget, at its start, with pictures of half the resolution")
     ] = 0.0
+    resolution: Annotated[
+        Literal["Whole", "ByEntropy"],
+        Field(
+            description="ByEntropy: plain pictures (below 4 bits of grey) are trained on at half of their edge, others below 7 bits at five sevenths"
+        ),
+    ] = "Whole"
     texts_per_picture: Annotated[
         int,
         Field(
@@ -117,6 +123,22 @@ class Objectives(Part):
     lm: Annotated[float, Field(ge=0, le=100, description="say the text, word after word")] = 0.0
     mlm: Annotated[float, Field(ge=0, le=100, description="say hidden words")] = 0.0
     mim: Annotated[float, Field(ge=0, le=100, description="paint hidden patches")] = 0.0
+    disentangle: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=100,
+            description="part a picture's embedding into what its attributes share and what each of them alone decides",
+        ),
+    ] = 0.0
+    attributes: Annotated[
+        tuple[str, ...],
+        Field(
+            min_length=1,
+            max_length=16,
+            description="fields of the data set's records that disentangle goes by; those with one value are left out",
+        ),
+    ] = ("style", "group")
     groups_per_step: Annotated[
         int, Field(ge=1, le=3, description="how many of (itm with lm), mlm and mim are drawn for each step")
     ] = 1

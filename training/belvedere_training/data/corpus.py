@@ -86,6 +86,11 @@ class Corpus:
         """Return whether every picture has a caption in the language."""
         return language in self.languages and all(language in record["captions"] for record in self.records)
 
+    def values(self, attribute: str) -> list[str]:
+        """Return what the attribute is in any record, in order; nothing where some record lacks it."""
+        found = {str(record[attribute]) if attribute in record else None for record in self.records}
+        return [] if None in found else sorted(value for value in found if value is not None)
+
     def by_concept(self) -> dict[str, list[int]]:
         """Return the positions of each concept's pictures, in a fixed order."""
         positions: dict[str, list[int]] = defaultdict(list)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from belvedere_training.data.augmentation import Augmentation, drop_words, views
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.sampler import Pairs, PairSampler
 from belvedere_training.model.config import HALF, Normalization
+from belvedere_training.model.resolution import ResolutionRouter
 from belvedere_training.model.tokenizer import answers_of, encode, mark_ids
 
 # B pairs of this worker, S picture edge, T tokens
@@ -39,6 +40,10 @@ class Batch:
     pairs: Pairs
     further: tuple[Tensor, ...] = ()
     """Token ids [B, T] of the second, third … texts."""
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    """The number of each picture's value [B], by attribute."""
+    resolutions: tuple[int, ...] | None = None
+    """What each picture is to be seen at, where that is not the whole."""
 
 
 class Loader:
@@ -56,6 +61,8 @@ class Loader:
         batch_size: int,
         rows: slice,
         normalization: Normalization = HALF,
+        attributes: Mapping[str, Sequence[str]] | None = None,
+        router: ResolutionRouter | None = None,
         augmentation: Augmentation | None = None,
         texts_each: int = 1,
         ahead: int = 1,
@@ -63,6 +70,7 @@ class Loader:
         self.corpus, self.tokenizer = corpus, tokenizer
         self.seed, self.batch_size, self.rows = seed, batch_size, rows
         self.augmentation, self.normalization = augmentation or Augmentation(), normalization
+        self.attributes, self.router = attributes or {}, router
         self._marks = mark_ids(tokenizer)
         self.sampler = PairSampler(corpus, seed=seed, texts_each=texts_each)
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
@@ -89,8 +97,24 @@ class Loader:
         asks_B1 = torch.tensor(pairs.asks[self.rows])[:, None]
         asked_BT = ~asks_B1 | answers_of(tokens_BT, *self._marks)
         return Batch(
-            pixels_B3SS=pixels_B3SS, tokens_BT=tokens_BT, asked_BT=asked_BT, pairs=pairs, further=tuple(further)
+            pixels_B3SS=pixels_B3SS,
+            tokens_BT=tokens_BT,
+            asked_BT=asked_BT,
+            pairs=pairs,
+            further=tuple(further),
+            attributes=self._attributes(pairs.pictures[self.rows]),
+            resolutions=tuple(self.router.route(own_B3SS)) if self.router else None,
         )
+
+    def _attributes(self, pictures: Sequence[int]) -> dict[str, Tensor]:
+        """Return what each attribute of these pictures is, as the number of its value."""
+        if not self.attributes:
+            return {}
+        records = [self.corpus.record(picture) for picture in pictures]
+        return {
+            name: torch.tensor([values.index(str(record[name])) for record in records])
+            for name, values in self.attributes.items()
+        }
 
     def close(self) -> None:
         """End the thread."""

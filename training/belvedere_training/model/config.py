@@ -188,6 +188,14 @@ class PixelConfig(Settings):
     num_heads: Annotated[int, Field(ge=1)] = 4
 
 
+class PartsConfig(Settings):
+    """The parts that a picture's embedding is split into, one shared and one for each attribute. None: it is not split."""
+
+    attributes: Annotated[dict[str, tuple[str, ...]], Field(description="values of each attribute, in order")] = {}
+    width: Annotated[int, Field(ge=2)] = 32
+    gradient_limit: Annotated[float, Field(gt=0, description="of each embedding, as the parts move it")] = 1.0
+
+
 _Channels = tuple[float, float, float]
 _Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
@@ -217,6 +225,7 @@ class ModelConfig(Settings):
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
     pixels: PixelConfig = PixelConfig()
+    parts: PartsConfig = PartsConfig()
     normalization: Annotated[
         Normalization, Field(description="of pictures, here, in evaluation and by every server")
     ] = HALF

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from belvedere_training.model.config import ModelConfig
 from belvedere_training.model.resnet import ResNetTower
+from belvedere_training.model.resolution import encode_each
 from belvedere_training.model.text import TextTower
 from belvedere_training.model.tower import Encoded
 from belvedere_training.model.vision import ConvTower
@@ -34,6 +36,15 @@ class DualStream(nn.Module):
         self.text_projection = nn.Linear(self.text.pooled_width, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
+    def encode_image(self, pixels_B3SS: Tensor, resolutions: Sequence[int] | None = None) -> Encoded:
+        """Return what the vision tower makes of normalised pictures, each at its own resolution where these are given."""
+        encoded: Encoded = (
+            self.vision.encode(pixels_B3SS)
+            if resolutions is None
+            else encode_each(self.vision, pixels_B3SS, resolutions)
+        )
+        return encoded
+
     def embed_image(self, pixels_B3SS: Tensor) -> Tensor:
         """Return unit vectors [B, E] of normalised pictures."""
         return self.project_image(self.vision.encode(pixels_B3SS))
@@ -54,9 +65,12 @@ class DualStream(nn.Module):
         """Return the factor on similarities: the exponential of the parameter, at most 100."""
         return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
 
-    def forward(self, pixels_B3SS: Tensor, tokens_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, pixels_B3SS: Tensor, tokens_BT: Tensor, resolutions: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return image_BE, text_BE and the scale."""
-        return self.embed_image(pixels_B3SS), self.embed_text(tokens_BT), self.scale()
+        image = self.encode_image(pixels_B3SS, resolutions)
+        return self.project_image(image), self.embed_text(tokens_BT), self.scale()
 
 
 def multiply_adds(model: DualStream) -> dict[str, int]:

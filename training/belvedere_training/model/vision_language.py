@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_training.model.config import ModelConfig, Topology, VitConfig
+from belvedere_training.model.disentangling import Disentangler
 from belvedere_training.model.dual import DualStream
 from belvedere_training.model.fusion import Fused, Fuser
 from belvedere_training.model.heads import LanguageHead, PixelDecoder
@@ -32,6 +33,9 @@ class VisionLanguageModel(DualStream):
         if config.pixels.num_layers:
             assert isinstance(config.vision, VitConfig)
             self.pixel_decoder = PixelDecoder(config.pixels, self.vision.token_width, config.vision.patch_size)
+        if config.parts.attributes:
+            counts = {name: len(values) for name, values in config.parts.attributes.items()}
+            self.disentangler = Disentangler(config.embed_dim, config.parts.width, counts, config.parts.gradient_limit)
 
     def fuse(self, pixels_B3SS: Tensor, tokens_BT: Tensor, *, causal: bool = False) -> Fused:
         """Return both modalities after fusion; causal where the text is to be continued."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.training_run import Objectives
 from belvedere_training.model.config import ModelConfig
+from belvedere_training.model.disentangling import disentangling_loss
 from belvedere_training.model.tower import Encoded
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.language import hidden_word_loss, hide_words, next_word_loss
@@ -21,6 +23,8 @@ from belvedere_training.objectives.pixels import masked_image_loss
 
 GROUPS: tuple[tuple[str, ...], ...] = (("itm", "lm"), ("mlm",), ("mim",))
 """What is drawn together for a step. Contrast is part of every step."""
+EVERY_STEP = ("disentangle",)
+"""What is part of every step where it is asked for: it costs next to nothing."""
 
 
 class Outputs(NamedTuple):
@@ -38,12 +42,13 @@ def drawn(weights: Objectives, seed: int, position: int) -> tuple[str, ...]:
     groups = [group for group in groups if group]
     if len(groups) > weights.groups_per_step:
         groups = random.Random(f"{seed}/{position}/objectives").sample(groups, weights.groups_per_step)
-    return tuple(sorted(name for group in groups for name in group))
+    always = [name for name in EVERY_STEP if getattr(weights, name)]
+    return tuple(sorted([*(name for group in groups for name in group), *always]))
 
 
 def any_asked(weights: Objectives) -> bool:
     """Return whether anything is learned beside contrast."""
-    return any(getattr(weights, name) for group in GROUPS for name in group)
+    return any(getattr(weights, name) for group in (*GROUPS, EVERY_STEP) for name in group)
 
 
 def needs_words(weights: Objectives) -> bool:
@@ -61,6 +66,11 @@ def check(weights: Objectives, model: ModelConfig) -> None:
             )
     if weights.mim and not model.pixels.num_layers:
         raise InvalidInput(f"objectives.mim is {weights.mim:g}: it needs architecture.tower vit")
+    if weights.disentangle and not model.parts.attributes:
+        raise InvalidInput(
+            f"objectives.disentangle is {weights.disentangle:g}, and the model of initializeFrom.modelVersion has no parts "
+            "for attributes: leave it out, or train from scratch"
+        )
 
 
 def with_objectives(
@@ -90,13 +100,16 @@ class MultiTask(nn.Module):
         same_BB: Tensor,
         terms: tuple[str, ...],
         generator: torch.Generator,
+        attributes: Mapping[str, Tensor] | None = None,
+        resolutions: Sequence[int] | None = None,
     ) -> Outputs:
         """Return embeddings and the losses of the terms.
 
-        asked_BT: words to be said. same_BB: pairs that are no negatives of each other.
+        asked_BT: words to be said. same_BB: pairs that are no negatives of each other. attributes: the number of each
+        picture's value. resolutions: what each picture is seen at, where that is not the whole; masked patches are of the whole.
         """
         model = self.model
-        image, text = model.vision.encode(pixels_B3SS), model.text.encode(tokens_BT)
+        image, text = model.encode_image(pixels_B3SS, resolutions), model.text.encode(tokens_BT)
         image_BE, text_BE, scale = model.project_image(image), model.project_text(text), model.scale()
         losses: dict[str, Tensor] = {}
         if "itm" in terms:
@@ -108,6 +121,9 @@ class MultiTask(nn.Module):
             losses["mlm"] = self._hidden_words(image, tokens_BT, generator)
         if "mim" in terms:
             losses["mim"] = masked_image_loss(model, pixels_B3SS, generator)
+        if "disentangle" in terms:
+            assert attributes is not None
+            losses["disentangle"] = disentangling_loss(model.disentangler.losses(image_BE, attributes))
         if self.touches_all:
             losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         return Outputs(image_BE, text_BE, scale, losses)

@@ -16,6 +16,8 @@ from torch.nn import functional
 # B rows, E embedding, D width of a part
 
 ADVERSARY_WIDTH = 2  # times the shared part
+ORTHOGONALITY_FACTOR = 4.0
+"""Squared cosines are small beside entropies: without it the parts come to overlap as much as before."""
 
 
 class _Reverse(torch.autograd.Function):
@@ -109,6 +111,13 @@ class Disentangler(nn.Module):
             ),
             "variance": variance_floor(parts.shared_BD),
         }
+
+
+def disentangling_loss(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of the terms: one number to weigh beside other objectives."""
+    return torch.stack(
+        [(ORTHOGONALITY_FACTOR if name == "orthogonality" else 1.0) * term for name, term in terms.items()]
+    ).sum()
 
 
 def _adversary(width: int, count: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from belvedere_training.objectives.disentangling import (
+from belvedere_training.model.disentangling import (
     Disentangler,
     overlap,
     reversed_gradient,
