@@ -33,6 +33,7 @@ async def test_defaults_are_filled_in(store: ObjectStore, training_run: Make) ->
         "max": 1,
         "resources": {"cpu": 1, "gpu": 0, "memory": "2Gi"},
         "split": "Even",
+        "sharding": "Auto",
     }
     assert "status" not in created
 
