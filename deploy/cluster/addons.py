@@ -69,12 +69,26 @@ def images(checkout: Path, tools: Tools) -> list[Image]:
         f"quay.io/prometheus/prometheus:{versions['PROMETHEUS_VERSION']}": addons["prometheus"] / "bin/prometheus",
         f"quay.io/prometheus/alertmanager:{versions['ALERTMANAGER_VERSION']}": alertmanager(),
     }
-    return [_program_image(name, program) for name, program in operators.items()] + [own_image(checkout)]
+    programs = [_program_image(name, program) for name, program in operators.items()]
+    return [*programs, redis_image(tools), own_image(checkout)]
 
 
 def _program_image(name: str, program: Path) -> Image:
     path = f"/bin/{program.name}"
     return Image(name=name, files={path: program}, entrypoint=(path,), userland=True)
+
+
+def redis_image(tools: Tools) -> Image:
+    """Return the image of Redis, under the name of the one that other clusters pull."""
+    libraries = {f"/opt/lib/{one.name}": one.resolve() for one in tools.redis.glob("usr/lib/*/lib*.so.[0-9]")}
+    program = (tools.redis / "usr" / "bin" / "redis-server").resolve()
+    return Image(
+        name="docker.io/library/redis:7",
+        files={"/bin/redis-server": program, **libraries},
+        entrypoint=("/bin/redis-server",),
+        userland=True,
+        environment={"LD_LIBRARY_PATH": "/opt/lib"},
+    )
 
 
 def own_image(checkout: Path) -> Image:

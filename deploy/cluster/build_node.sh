@@ -2,7 +2,7 @@
 # Builds what a node needs beyond the control plane: Kubernetes' node programs, the operators that run on it as pods, and
 # containerd with its tools, unpacked from Debian packages.
 # usage: build_node.sh            build or get what is missing
-#        build_node.sh --where    print the folders: kubernetes, packages, then a line "NAME FOLDER" an addon
+#        build_node.sh --where    print the folders: kubernetes, packages, redis, then a line "NAME FOLDER" an addon
 #        build_node.sh --manifests   get only the operators' manifests, for a cluster that pulls its images
 #        build_node.sh --ready    say with the exit code whether everything is there
 # An addon lands in $BELVEDERE_CACHE/tools/addons/NAME-HASH: programs in bin/, manifests of its module in manifests/.
@@ -15,6 +15,8 @@ addons=(pause coredns storage kuberay prometheus-operator prometheus)
 packages=(containerd runc containernetworking-plugins iptables conntrack
   libip4tc2 libip6tc2 libmnl0 libnetfilter-conntrack3 libnfnetlink0 libnftnl11 libxtables12 libseccomp2)
 kubernetes=$("$here/build.sh" --where)
+# What a Ray head keeps its state in, and what it needs beyond any Debian's own libraries.
+redis_packages=(redis-server redis-tools libjemalloc2 liblzf1)
 packages_folder=$tools/node-packages/$(printf '%s\n' "${packages[@]}" | sha256sum | cut -c1-12)
 
 folder() { echo "$tools/addons/$1-$(cat "$here/addons/$1"/* | sha256sum | cut -c1-12)"; }
@@ -37,6 +39,7 @@ ready() {
   local name program
   for program in "${node_programs[@]}" etcd; do [ -x "$kubernetes/bin/$program" ] || return 1; done
   [ -x "$packages_folder/usr/bin/containerd" ] || return 1
+  [ -x "$tools/redis/usr/bin/redis-server" ] || return 1
   for name in "${addons[@]}"; do [ -e "$(folder "$name")/complete" ] || return 1; done
 }
 
@@ -102,6 +105,7 @@ case ${1:-} in
   --where)
     echo "kubernetes $kubernetes"
     echo "packages $packages_folder"
+    echo "redis $tools/redis"
     for name in "${addons[@]}"; do echo "$name $(folder "$name")"; done
     exit ;;
   --ready) ready; exit ;;
@@ -125,6 +129,7 @@ if [ ! -x "$packages_folder/usr/bin/containerd" ]; then
   done
   mv "$packages_folder.part" "$packages_folder"
 fi
+[ -x "$tools/redis/usr/bin/redis-server" ] || { say "getting Redis"; get_packages "$tools/redis" "${redis_packages[@]}"; }
 for name in "${addons[@]}"; do
   [ -e "$(folder "$name")/complete" ] || build_addon "$name"
 done

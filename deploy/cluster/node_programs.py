@@ -24,6 +24,7 @@ class Tools:
 
     kubernetes: Path
     packages: Path
+    redis: Path
     addons: dict[str, Path]
 
 
@@ -31,7 +32,8 @@ def find_tools() -> Tools:
     """Return where the programs are, built or not."""
     where = subprocess.run([HERE / "build_node.sh", "--where"], check=True, capture_output=True, text=True)
     folders = {name: Path(folder) for name, folder in (line.split(maxsplit=1) for line in where.stdout.splitlines())}
-    return Tools(kubernetes=folders.pop("kubernetes"), packages=folders.pop("packages"), addons=folders)
+    own = {name: folders.pop(name) for name in ("kubernetes", "packages", "redis")}
+    return Tools(**own, addons=folders)
 
 
 def make_node_certificates(folders: Folders, link: Link) -> Certificates:

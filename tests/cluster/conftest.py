@@ -19,7 +19,7 @@ import pytest
 from .cluster import PATIENCE_SECONDS, Cluster, restricted_namespace
 from .figures import Figures
 from .node import BARE_NODE, ROOT
-from .release import Release, built, imported, model_service, training_run
+from .release import Release, built, imported, model_service, redis, training_run
 
 
 def require_cluster_tests() -> None:
@@ -94,6 +94,7 @@ def release(cluster: Cluster, figures: Figures) -> Iterator[Release]:
     namespace = kept or f"belvedere-{uuid.uuid4().hex[:6]}"
     cluster.apply(restricted_namespace(namespace))
     release = Release(cluster=cluster, namespace=namespace)
+    release.apply(*redis())
     begun = time.monotonic()
     release.chart("upgrade", "--install", "--wait", "--timeout=5m")
     if not kept:

@@ -157,6 +157,39 @@ def built(release: Release, version: str) -> str:
     return name
 
 
+def redis() -> list[dict[str, Any]]:
+    """Return a Redis of the namespace, as a user of the chart would bring one: in it Ray heads keep what they know."""
+    labels = {"app": "redis"}
+    words = ["redis-server", "--save", "", "--dir", "/tmp", "--requirepass", "$(PASSWORD)"]
+    container = {
+        "name": "redis",
+        "image": "docker.io/library/redis:7",
+        "command": words,
+        "env": [{"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}],
+        "securityContext": RESTRICTED,
+        "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}},
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+    pod = {"securityContext": POD, "containers": [container], "volumes": [{"name": "tmp", "emptyDir": {}}]}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    ports = [{"port": 6379}]
+    return [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"password": "hush"}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "redis"},
+            "spec": {"selector": labels, "ports": ports},
+        },
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "redis"},
+            "spec": {"selector": {"matchLabels": labels}, "template": template},
+        },
+    ]
+
+
 SERVICE = "shapes"
 
 

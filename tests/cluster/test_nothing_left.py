@@ -26,6 +26,7 @@ def test_what_is_deleted_leaves_nothing(release: Release, service: str) -> None:
         release.cluster.kubectl("delete", kind, "--all", "-n", release.namespace, *foreground)
     for kind in ("rolebinding", "role", "serviceaccount"):
         release.cluster.kubectl("delete", kind, "importer", "-n", release.namespace, "--ignore-not-found")
+    release.cluster.kubectl("delete", "deployment,service,secret", "redis", "-n", release.namespace)
     release.cluster.kubectl("delete", "jobs", "--all", "-n", release.namespace, "--timeout=300s")
     assert release.names(OUR_KINDS) == set()
     release.uninstall()

@@ -14,6 +14,7 @@ from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.network import NetworkPeers, network_policy
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
+from belvedere_operators.manifests.raycluster import HeadStore
 from belvedere_operators.manifests.rayjob import ray_job
 from belvedere_operators.manifests.rayservice import ray_service
 from belvedere_operators.runtime.clock import SystemClock
@@ -28,7 +29,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 DIGEST = "sha256:" + "b" * 64
 PODS = PodSettings(
-    image="belvedere:1", environment={"BELVEDERE_ARTIFACTS": "s3://artifacts", "BELVEDERE_STORE": "kubernetes://"}
+    image="belvedere:1",
+    environment={"BELVEDERE_ARTIFACTS": "s3://artifacts", "BELVEDERE_STORE": "kubernetes://"},
+    head_store=HeadStore(address="rediss://redis:6379", password=("redis", "password")),
 )
 SPECS = {
     "ModelService": {"model": "clip", "version": "v1", "rollout": {"gates": {"shadow": {}}}},

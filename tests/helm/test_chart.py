@@ -114,6 +114,24 @@ def test_the_operator_is_told_what_its_pods_have() -> None:
     assert "--pod-defaults=/etc/belvedere/pods/pods.yaml" in arguments
 
 
+@pytest.mark.parametrize(
+    ("redis", "told"),
+    [
+        ({}, []),
+        ({"address": "redis:6379"}, ["--ray-redis=redis:6379"]),
+        (
+            {"address": "rediss://redis.data:6380", "passwordSecret": {"name": "redis"}},
+            ["--ray-redis=rediss://redis.data:6380", "--ray-redis-password=redis/password"],
+        ),
+    ],
+    ids=["none", "open", "with a password"],
+)
+def test_the_operator_is_told_where_ray_heads_keep_what_they_know(redis: dict[str, Any], told: list[str]) -> None:
+    operator = named(render({**S3, "models": {"redis": redis}}), "Deployment", OPERATOR)
+    arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [one for one in arguments if one.startswith("--ray-redis")] == told
+
+
 def test_the_operator_is_told_who_may_reach_the_pods_that_serve(tmp_path: Path) -> None:
     from belvedere_operators.manifests.network import read_network_peers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import uuid
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from belvedere_platform.errors import InvalidInput
 
 if TYPE_CHECKING:
     from belvedere_operators.controlplane.cluster import Candidacy
+    from belvedere_operators.manifests.raycluster import HeadStore
 
 PREFIX = "BELVEDERE_OPERATOR"
 
@@ -37,6 +39,12 @@ def _budget(context: click.Context, parameter: click.Parameter, given: str | Non
             f"{given!r} is neither a number that is not negative nor {NODES!r}", context, parameter
         )
     return number
+
+
+def _redis(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    if given is not None and not re.fullmatch(r"(rediss?://)?[^\s/:@]+:[0-9]{1,5}", given):
+        raise click.BadParameter(f"{given!r} must be HOST:PORT, before it redis:// or rediss://", context, parameter)
+    return given
 
 
 @click.command(
@@ -85,6 +93,18 @@ def _budget(context: click.Context, parameter: click.Parameter, given: str | Non
     help="YAML file with who may reach the pods of children: gateway, operator, kuberay, monitoring (docs/cluster.md). "
     "[default: everybody]",
 )
+@click.option(
+    "--ray-redis",
+    callback=_redis,
+    metavar="HOST:PORT",
+    help="Redis in which the Ray heads of services keep what they know, so that replicas outlive them; rediss://HOST:PORT "
+    "with TLS. [default: their memory alone]",
+)
+@click.option(
+    "--ray-redis-password",
+    metavar="SECRET/KEY",
+    help="Secret with its password; it must be in every namespace with services.",
+)
 @click.option("--instance", default="cluster", show_default=True, help="Id of this installation.")
 @artifacts_option
 @store_option
@@ -103,6 +123,8 @@ def operator(
     lease: str | None,
     accelerators: float | str | None,
     network_peers: Path | None,
+    ray_redis: str | None,
+    ray_redis_password: str | None,
     instance: str,
 ) -> None:
     """Run the control plane in the foreground (`belvedere up` runs it for you)."""
@@ -131,6 +153,7 @@ def operator(
         count_accelerators=accelerators == NODES,
         workers=WORKERS,
         network_peers=read_network_peers(network_peers) if network_peers else None,
+        head_store=_head_store(ray_redis, ray_redis_password),
         pod_defaults=in_containers(read_pod_defaults(pod_defaults) if pod_defaults else PodDefaults()),
     )
     candidacy = _candidacy(lease, os.environ)
@@ -172,11 +195,22 @@ async def _kept_secret(namespace: str, name: str, store_url: str) -> str:
         await store.close()
 
 
-def _place(option: str, text: str) -> tuple[str, str]:
+def _place(option: str, text: str, form: str = "NAMESPACE/NAME") -> tuple[str, str]:
     namespace, separator, name = text.partition("/")
     if not separator or not namespace or not name or "/" in name:
-        raise InvalidInput(f"{option} is {text!r}; it must be NAMESPACE/NAME")
+        raise InvalidInput(f"{option} is {text!r}; it must be {form}")
     return namespace, name
+
+
+def _head_store(address: str | None, password: str | None) -> HeadStore | None:
+    from belvedere_operators.manifests.raycluster import HeadStore
+
+    if address is None and password is not None:
+        raise InvalidInput("--ray-redis-password is given without --ray-redis: say which Redis it is for")
+    if address is None:
+        return None
+    secret = _place("--ray-redis-password", password, "SECRET/KEY") if password is not None else None
+    return HeadStore(address=address, password=secret)
 
 
 def _candidacy(lease: str | None, environment: Mapping[str, str]) -> Candidacy | None:

@@ -15,6 +15,7 @@ import httpx
 
 from belvedere_operators.manifests.network import NetworkPeers
 from belvedere_operators.manifests.pods import PodSettings
+from belvedere_operators.manifests.raycluster import HeadStore
 from belvedere_operators.runtime import Caches, Clock
 from belvedere_operators.runtime.http import AiohttpTransport
 from belvedere_platform.artifacts import ArtifactStore
@@ -53,6 +54,9 @@ class Settings:
     pod_defaults: PodDefaults = field(default_factory=PodDefaults)
     """What the installation says of the pods of children."""
 
+    head_store: HeadStore | None = None
+    """Where Ray heads that serve keep what they know; None for their memory alone."""
+
     network_peers: NetworkPeers | None = None
     """Who may reach the pods of children; None for everybody."""
 
@@ -77,7 +81,12 @@ class Settings:
     @property
     def pods(self) -> PodSettings:
         """Return how the pods of children are set up."""
-        return PodSettings(image=self.image, environment=self.child_environment(), defaults=self.pod_defaults)
+        return PodSettings(
+            image=self.image,
+            environment=self.child_environment(),
+            defaults=self.pod_defaults,
+            head_store=self.head_store,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from belvedere_operators.manifests.installation_file import read_installation_file
+from belvedere_operators.manifests.raycluster import HeadStore
 from belvedere_platform.resources.pod_patch import InstallationPodPatch, PodDefaults, PodPatch, Variable
 from belvedere_platform.store import Manifest
 
@@ -45,6 +46,8 @@ class PodSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
     """What the control plane tells every child."""
     defaults: PodDefaults = field(default_factory=PodDefaults)
+    head_store: HeadStore | None = None
+    """Where Ray heads that serve keep what they know; None for their memory alone."""
 
 
 def read_pod_defaults(path: Path) -> PodDefaults:

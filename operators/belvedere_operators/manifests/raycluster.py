@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 RAY_VERSION = "2.60.0"
@@ -10,6 +11,23 @@ GPU = "nvidia.com/gpu"
 # KubeRay and the operator ask the dashboard without a token; who may reach it is a NetworkPolicy's to say.
 RAY_ENVIRONMENT: Mapping[str, str] = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 DASHBOARD_PORT, AGENT_PORT, METRICS_PORT, SERVE_PORT = 8265, 52365, 8080, 8000
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadStore:
+    """A Redis in which a head keeps what it knows: the one that takes its place then knows the replicas, and they stay."""
+
+    address: str
+    password: tuple[str, str] | None = None
+    """The Secret with it, in the namespace of the pods, and the key; none for a Redis that asks for none."""
+
+    def options(self) -> dict[str, Any]:
+        """Return what KubeRay is told of it. Under which name a cluster keeps its state there is KubeRay's to choose."""
+        if self.password is None:
+            return {"redisAddress": self.address}
+        name, key = self.password
+        reference = {"secretKeyRef": {"name": name, "key": key}}
+        return {"redisAddress": self.address, "redisPassword": {"valueFrom": reference}}
 
 
 def head_container(name: str, resources: Mapping[str, Any], *, serves: bool = False) -> dict[str, Any]:

@@ -156,6 +156,7 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
 
     return {
         "rayVersion": RAY_VERSION,
+        **({"gcsFaultToleranceOptions": pods.head_store.options()} if pods.head_store else {}),
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
             "template": pod(head_container("ray", replica_resources(min(0.5, cpu), "2Gi"), serves=True), "head"),

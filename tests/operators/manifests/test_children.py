@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from belvedere_operators.manifests.disruption import disruption_budget
 from belvedere_operators.manifests.gateway import gateway_route
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.prometheusrule import prometheus_rule
+from belvedere_operators.manifests.raycluster import HeadStore
 from belvedere_operators.manifests.rayservice import ray_service
 from belvedere_operators.manifests.server import intent
 from belvedere_platform.resources import GatewayRoute, ModelService
@@ -51,6 +53,17 @@ def test_the_application_is_told_everything_it_needs(built):
     (deployment,) = application["deployments"]
     assert (deployment["name"], deployment["num_replicas"]) == ("V2Server", 3)
     assert deployment["ray_actor_options"] == {"num_cpus": 0.5, "resources": {"belvedere_slot": 1}}
+
+
+def test_a_head_keeps_what_it_knows_where_the_installation_says(owner, spec, built):
+    assert "gcsFaultToleranceOptions" not in built["spec"]["rayClusterConfig"]
+    given = {"version": "v2", "engine_digest": "sha256:" + "b" * 64, "replicas": 3}
+    open_store = replace(PODS, head_store=HeadStore(address="redis:6379"))
+    made = ray_service(owner, spec, pods=open_store, **given)
+    assert made["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
+    # A service that runs keeps its pods when its installation gets one.
+    assert ray_service(owner, spec, pods=open_store, running=built, **given) == built
+    assert ray_service(owner, spec, pods=PODS, running=made, **given) == made
 
 
 def test_what_a_service_says_of_its_server_reaches_the_application(owner, spec):

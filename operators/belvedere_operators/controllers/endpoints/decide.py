@@ -46,19 +46,24 @@ def decide(
     """Return what must change so that each replica that can be reached has one slice, as the Serve controller names them.
 
     A Ray head that was killed is followed by one whose controller knows of no replica, while those of its predecessor still
-    answer, for about a minute: they stay until the new controller has one to take their place.
+    answer, for about a minute: they stay until the new controller has one to take their place. One that knows them, from a
+    Redis, asks each first; until it has heard they stay as they were.
     """
     metadata, replicas = ray_service["metadata"], list(replicas)
     before = {one["metadata"]["name"]: one for one in existing}
     wanted: dict[str, Manifest] = {}
+    kept: set[str] = set()
     for replica in replicas:
         name = slice_name(metadata["name"], replica.replica_id)
+        if replica.recovering and name in before:
+            kept.add(name)
+            continue
         ports = _ports(replica, before.get(name))
         if ports:
             wanted[name] = endpoint_slice(metadata, name, replica, ports, controller)
     changed = tuple(one for name, one in sorted(wanted.items()) if not _same(one, before.get(name)))
     num_ready = sum(replica.ready for replica in replicas)
-    gone = set(before) - set(wanted)
+    gone = set(before) - set(wanted) - kept
     if num_ready == 0 and replicas_asked(ray_service):
         gone -= {name for name in gone if _outlived_its_controller(before[name], controller)}
     return Decision(apply=changed, remove=tuple(sorted(gone)), num_ready=num_ready)

@@ -29,6 +29,11 @@ class Replica:
         return self.state in _SERVING and self.http_port is not None
 
     @property
+    def recovering(self) -> bool:
+        """Whether a Serve controller that was started anew knows it, and asks it whether it is well."""
+        return self.state == "RECOVERING"
+
+    @property
     def terminating(self) -> bool:
         """Whether it drains."""
         return self.state in _LEAVING

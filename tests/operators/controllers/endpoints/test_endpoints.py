@@ -173,6 +173,18 @@ async def test_replicas_outlive_the_head_that_started_them_until_the_next_has_on
     assert set(await services.slices()) == {slice_name("emoji-v1", "b")}
 
 
+async def test_replicas_that_the_next_head_knows_stay_as_they_were_while_it_asks_them(services: Services) -> None:
+    await services.apply(replicas=2)
+    await services.look(by("one", details([replica("a"), replica("b")], {"a": (1, 2), "b": (3, 4)})))
+    before = await services.slices()
+    asking = [replica("a", "RECOVERING"), replica("b", "RECOVERING")]
+    for answer in ({}, by("one", details(asking, {})), by("one", details([replica("a"), asking[1]], {"a": (1, 2)}))):
+        await services.look(answer)
+        assert await services.slices() == before
+    await services.look(by("one", details([replica("a")], {"a": (1, 2)})))
+    assert set(await services.slices()) == {slice_name("emoji-v1", "a")}
+
+
 async def test_a_replica_that_its_own_head_lost_goes_at_once(services: Services) -> None:
     await services.apply(replicas=1)
     await services.look(by("one", details([replica("a")], {"a": (1, 2)})))
