@@ -30,7 +30,7 @@ ARRIVED = "belvedere.arrived"
 DEADLINE_HEADER = b"x-envoy-expected-rq-timeout-ms"
 _WORK = ("/infer", "/generate", "/generate_stream")
 _OPENAI_WORK = ("/v1/embeddings", "/v1/chat/completions")
-_TOO_BUSY = "the server is too busy; try again later"
+TOO_BUSY = "the server is too busy; try again later"
 
 
 class Host(Protocol):
@@ -152,7 +152,7 @@ def refusal(path: str, retry_after_seconds: int) -> tuple[Message, Message]:
     return start, {"type": "http.response.body", "body": content}
 
 
-_V2 = error_body(_TOO_BUSY)
+_V2 = error_body(TOO_BUSY)
 _OPENAI = json.dumps(
-    {"error": {"message": _TOO_BUSY, "type": "rate_limit_error", "param": None, "code": "resource_exhausted"}}
+    {"error": {"message": TOO_BUSY, "type": "rate_limit_error", "param": None, "code": "resource_exhausted"}}
 ).encode()

@@ -23,6 +23,7 @@ from belvedere_platform.protocol.grpc_messages import (
 )
 from belvedere_serving.server import describe
 from belvedere_serving.server.door import DEADLINE_HEADER, timeout_of
+from belvedere_serving.server.grpc_door import DooredMethods, GrpcDoor, model_of, refuse
 from belvedere_serving.server.grpc_stream import Serialized, answer_stream
 from belvedere_serving.server.service import InferenceService
 from belvedere_serving.server.timing import SERVER_TIMING
@@ -30,6 +31,7 @@ from belvedere_serving.server.tracing import CARRIED
 
 MAX_DETAILS = 1024
 HEALTH_SERVICE = "grpc.health.v1.Health"
+DOORED = ("ModelInfer",)
 REFLECTED = (SERVICE, HEALTH_SERVICE)
 """What reflection names; Ray Serve adds its own."""
 
@@ -50,7 +52,7 @@ def add_to_server(servicer: Any, server: Any) -> None:
                 )
                 for name in STREAM_METHODS
             }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        server.add_generic_rpc_handlers((DooredMethods(service, handlers, DOORED),))
 
 
 class GrpcAnswers:
@@ -62,6 +64,7 @@ class GrpcAnswers:
 
     def __init__(self, service: InferenceService) -> None:
         self._service = service
+        self._door = GrpcDoor(service)
 
     async def answer(self, method: str, raw: bytes, context: Any) -> Serialized:
         """Answer a method by its name."""
@@ -85,14 +88,19 @@ class GrpcAnswers:
 
     async def infer(self, raw: bytes, context: Any) -> Serialized:
         """Answer ModelInfer."""
+        model, left = model_of(raw), _time_left(context)
+        if (seconds := self._door.retry_after(model, left)) is not None:
+            refuse(context, seconds)
+            return Serialized(b"")
         try:
-            content, timing = await self._service.infer(
-                lambda: parse_infer_request(raw),
-                lambda request, response: render_infer_response(response).SerializeToString(),
-                "grpc",
-                timeout_seconds=_time_left(context),
-                carrier=_carrier(context),
-            )
+            with self._door.entered(model):
+                content, timing = await self._service.infer(
+                    lambda: parse_infer_request(raw),
+                    lambda request, response: render_infer_response(response).SerializeToString(),
+                    "grpc",
+                    timeout_seconds=left,
+                    carrier=_carrier(context),
+                )
         except V2Error as error:
             return _refused(error, context)
         # A list: Ray adds metadata of its own to it.
