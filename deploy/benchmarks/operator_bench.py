@@ -43,7 +43,8 @@ from fleet import (
     running,
     training_run,
 )
-from operator_process import PATIENCE_SECONDS, Operator, free_port
+from operator_process import PATIENCE_SECONDS, Operator
+from ray_application import free_ports
 from shares import Meter, control_plane_programs, cpu_seconds, told
 
 NAMESPACE = "bench-operator"
@@ -204,7 +205,7 @@ async def _run_ours(bench: Bench) -> None:
     runs = [f"run-{number:05d}" for number in range(bench.objects)]
     versions = await asyncio.to_thread(fill_artifacts, ArtifactStore(bench.artifacts), NAMESPACE, runs)
     await make_namespace(bench.transport, NAMESPACE)
-    port, simulator_port = free_port(), free_port()
+    port, simulator_port = free_ports(2)
     words = operator_words(bench, port, simulator_port)
     simulator = python("simulator.py", str(bench.kubeconfig), NAMESPACE, str(simulator_port))
     with running(simulator, bench.folder / "simulator.log") as playing:

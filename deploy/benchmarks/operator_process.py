@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,13 +14,6 @@ PATIENCE_SECONDS = 900.0
 WRITES = re.compile(
     r'^belvedere_store_requests_total\{kind="(?!Lease)(\w+)",outcome="\w+",verb="(?:apply|apply_status|delete)"\} (\S+)'
 )
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Operator:
