@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-ablation bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed
+.PHONY: help setup demo down test check format bench bench-ablation bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -84,6 +84,9 @@ bench-serving: triton ## engines beside torch, our server beside KServe, FastAPI
 
 operator-killed: setup ## an operator killed every 5 s and cut off in between, for 5 minutes (KILL_SECONDS=N): it ends in the same state, object by object
 	@deploy/cluster/build.sh && BELVEDERE_KILL_SECONDS=$(or $(KILL_SECONDS),300) python -m pytest tests/components/test_operator_killed.py $(PYTEST_ARGS)
+
+kueue: setup ## Kueue's controller, for the test of queues (built once, then cached)
+	@deploy/cluster/build.sh && deploy/cluster/kueue.sh
 
 control-plane: setup ## a real Kubernetes API server on loopback (built once, then cached); prints its kubeconfig
 	@deploy/cluster/build.sh && python deploy/cluster/control_plane.py up
