@@ -1,6 +1,9 @@
 """What each choice of the recipe buys: the nano model with one choice taken back at a time, over several seeds: `make bench-ablation`.
 
-usage: ablation_bench.py --output FILE [--pairs N] [--seeds N] [--only NAME …]
+usage: ablation_bench.py --output FILE [--pairs N] [--seeds N] [--only NAME …] [--artifacts URL]
+
+`with_teacher` is no choice taken back but one more: a slow copy whose answers are soft targets. Where the recipe is measured in
+the same run, rows say how much less the recalls of the seeds differ with it, in the student and in the slow copy.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from belvedere_platform.resources.training_run import Objectives
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from belvedere_training.config import resolve
 from belvedere_training.data.augmentation import Augmentation
@@ -24,11 +28,14 @@ from belvedere_training.data.sampler import PairSampler
 from belvedere_training.data.texts import TextChoice
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop
+from belvedere_training.model.dual import DualStream
 from belvedere_training.optimizer import EMBEDDING_FACTOR, Optimizers
 from belvedere_training.recipe import prepare
 from belvedere_training.world import LocalWorld
 from training_subject import Subject, prepared, run_config
 
+TEACHER = "with_teacher"
+SHARE = 0.4  # of the slow copy's belief in the targets (Li et al. 2021, section 4)
 SPLITS = ("heldout_style", "heldout_concepts", "hard_style")
 METRICS = ("heldout_style_en_r1", "heldout_style_zh_r1", "heldout_concepts_en_r5", "hard_style_en_r5")
 
@@ -77,6 +84,7 @@ CHOICES: Mapping[str, Callable[[Loop], None]] = {
     "without_augmentation": pictures_as_they_are,
     "without_synonyms": captions_alone,
     "without_chinese": english_alone,
+    TEACHER: lambda _: None,
 }
 """By name: what is taken back of a run that is about to begin."""
 
@@ -90,14 +98,19 @@ def _texts(loop: Loop, choice: TextChoice) -> None:
     loader.sampler = PairSampler(loader.corpus, seed=loader.seed, texts=choice)
 
 
-def trained(subject: Subject, name: str, pairs: int, seed: int) -> dict[str, float]:
-    """Return the recalls after a run with this choice."""
+def trained(subject: Subject, name: str, pairs: int, seed: int) -> dict[str, dict[str, float]]:
+    """Return the recalls after a run with this choice, and those of the slow copy where there is one."""
     config = run_config(f"{name.replace('_', '-')}-{seed}", pairs=pairs, seed=seed, precision="fp32")
+    if name == TEACHER:
+        config = config.model_copy(update={"objectives": Objectives(distillation=SHARE)})
     loop = prepare(resolve(config, subject.store), subject.store, LocalWorld())
     CHOICES[name](loop)
     loop.run()
     splits = {split: load_split(subject.data, split) for split in SPLITS}
-    return evaluate(loop.stepper.model, loop.stepper.tokenizer, splits)
+    models: dict[str, DualStream] = {name: loop.stepper.model}
+    if loop.stepper.teacher is not None:
+        models["teacher_itself"] = loop.stepper.teacher.model
+    return {of: evaluate(model, loop.stepper.tokenizer, splits) for of, model in models.items()}
 
 
 def rows_of(name: str, runs: list[dict[str, float]], pairs: int) -> list[Row]:
@@ -111,6 +124,17 @@ def rows_of(name: str, runs: list[dict[str, float]], pairs: int) -> list[Row]:
     return rows
 
 
+def steadier(runs: Mapping[str, list[dict[str, float]]]) -> list[Row]:
+    """Return the deviation of R@1 over the seeds with a teacher, as a share of that without."""
+    metric, rows = METRICS[0], []
+    for name in (TEACHER, "teacher_itself") if {"recipe", TEACHER} <= runs.keys() else ():
+        own, peer = (statistics.stdev(run[metric] for run in runs[of]) for of in (name, "recipe"))
+        note = f"standard deviation over {len(runs[name])} seeds; so few say no more than the order of it"
+        extra = {"own_value": own, "peer": "recipe", "peer_value": peer, "rounds": len(runs[name])}
+        rows.append(result(f"{name}_r1_deviation", own / peer, "x", "lower", 1.0, note=note, **extra))
+    return rows
+
+
 def main() -> None:
     """Run what is asked for and write the file after each choice, so that a run cut short has its rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -118,20 +142,26 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=sorted(CHOICES))
+    parser.add_argument("--artifacts", help="URL of an artifact store that has the emoji set, or is given it")
     options = parser.parse_args()
     started, rows = time.monotonic(), list[Row]()
     table = Table("choice", *METRICS)
     with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
-        subject = prepared(Path(folder), None, None, options.pairs)
+        subject = prepared(Path(folder), options.artifacts, None, options.pairs)
+        found: dict[str, list[dict[str, float]]] = {}
         assert subject.data.is_dir()
         for name in options.only or CHOICES:
-            runs = [trained(subject, name, options.pairs, seed) for seed in range(options.seeds)]
-            made = rows_of(name, runs, options.pairs)
-            table.add_row(
-                name, *(f"{row['value']:.3f} ({row['spread'][0]:.3f} to {row['spread'][1]:.3f})" for row in made)
-            )
-            rows += made
-            write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=("torch",))
+            for seed in range(options.seeds):
+                for of, recalls in trained(subject, name, options.pairs, seed).items():
+                    found.setdefault(of, []).append(recalls)
+            for of in [of for of in (name, "teacher_itself") if of in found and (of == name or name == TEACHER)]:
+                made = rows_of(of, found[of], options.pairs)
+                table.add_row(
+                    of, *(f"{row['value']:.3f} ({row['spread'][0]:.3f} to {row['spread'][1]:.3f})" for row in made)
+                )
+                rows += made
+            seconds = round(time.monotonic() - started, 1)
+            write_benchmark(options.output, [*rows, *steadier(found)], seconds=seconds, packages=("torch",))
     Console().print(table)
 
 

@@ -1,9 +1,9 @@
 """The model and its training, measured: `make bench-training`.
 
-usage: training_bench.py --output FILE [--only GROUP …] [--pairs N] [--model REF --artifacts URL]
+usage: training_bench.py --output FILE [--only GROUP …] [--pairs N] [--model REF] [--teacher REF] [--artifacts URL]
 
 Each group makes its rows alone; one that cannot be measured gives rows without a value, and says why. `--model` takes a model
-that is there instead of training one first.
+that is there instead of training one first, `--teacher` a small one to learn from, which costs most of `compression`.
 """
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sorted(GROUPS))
     parser.add_argument("--pairs", type=int, default=40_000, help="budget of the model that is looked at")
     parser.add_argument("--model", help="look at this model instead, from --artifacts")
+    parser.add_argument("--teacher", help="distil this model, of size small, from --artifacts")
     parser.add_argument("--artifacts", help="URL of the artifact store")
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
-        subject = prepared(Path(folder), options.artifacts, options.model, options.pairs)
+        subject = prepared(Path(folder), options.artifacts, options.model, options.pairs, options.teacher)
         rows: list[Row] = []
         for name in options.only or GROUPS:
             names, group = GROUPS[name]

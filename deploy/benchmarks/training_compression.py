@@ -41,13 +41,16 @@ def kept(name: str, before: Measured, after: Measured) -> Row:
 
 
 def distilled(subject: Subject) -> Row:
-    """Train a small model, teach a nano one by it, and train a nano one alone with the same budget."""
-    config = run_config("bench-teacher", pairs=TEACHER_PAIRS, size="small")
-    train(config, subject.store, LocalWorld())
-    teacher = load_artifact(subject.store, config.output_tag)
+    """Teach a nano model by a small one, that is trained first where none was given."""
+    reference = subject.teacher
+    if reference is None:
+        config = run_config("bench-teacher", pairs=TEACHER_PAIRS, size="small")
+        train(config, subject.store, LocalWorld())
+        reference = config.output_tag
+    teacher, pairs = load_artifact(subject.store, reference), subject.store.config(reference)["pairs"]
     corpus, check = load_split(subject.data, "train"), load_split(subject.data, "heldout_style")
     options = CompressOptions(way="distil", pairs=STUDENT_PAIRS, learning_rate=LEARNING_RATE)
     student = compressed(teacher, corpus, options)
     before, after = compare({"small": teacher.model, "nano": student}, teacher.tokenizer, check)
     row = kept(NAMES[0], before, after)
-    return row | {"note": f"{row['note']}; teacher {TEACHER_PAIRS} pairs, student {STUDENT_PAIRS}"}
+    return row | {"note": f"{row['note']}; teacher {pairs} pairs, student {STUDENT_PAIRS}"}

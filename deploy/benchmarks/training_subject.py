@@ -26,6 +26,7 @@ class Subject:
     store: ArtifactStore
     given: str | None
     pairs: int
+    teacher: str | None = None
 
     @cached_property
     def data(self) -> Path:
@@ -67,7 +68,7 @@ def run_config(name: str, *, pairs: int, size: str = "nano", dataset: str = "emo
     return RunConfig.model_validate(document)
 
 
-def prepared(folder: Path, artifacts: str | None, model: str | None, pairs: int) -> Subject:
+def prepared(folder: Path, artifacts: str | None, model: str | None, pairs: int, teacher: str | None = None) -> Subject:
     """Return the subject; without an artifact store one is made in the folder."""
     store = ArtifactStore(artifacts or (folder / "artifacts").as_uri())
-    return Subject(folder=folder, store=store, given=model, pairs=pairs)
+    return Subject(folder=folder, store=store, given=model, pairs=pairs, teacher=teacher)

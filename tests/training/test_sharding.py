@@ -25,8 +25,8 @@ from belvedere_training.recipe import prepare
 from belvedere_training.sharding import SHARDED_FROM, own, wants_shares
 from belvedere_training.world import LocalWorld
 
-POSITIONS = (0, 16, 32, 48)
-KEPT = 32
+POSITIONS = (0, 16, 32)
+KEPT = 16
 TOWER = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
 TEXT = TextConfig(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_length=12)
 
@@ -120,8 +120,9 @@ def worker(rank: int, port: int, folder: Path, artifacts: str, tiny: ModelConfig
             "model": model and model.state_dict(),
         }
     distributed.barrier()
-    name = "everything, FSDP"
-    found[name]["resumed"] = train_steps(runs[name], store, TwoWorkers(rank, folder, read_state(folder / name)))[1]
+    for name in ("everything, FSDP", "convolutions, DDP"):
+        loop, losses = train_steps(runs[name], store, TwoWorkers(rank, folder, read_state(folder / name)))
+        found[name]["resumed"], found[name]["statistics"] = losses, dict(loop.stepper.model.named_buffers())
     torch.save(found, folder / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -143,6 +144,7 @@ def runs(run_config: Callable[..., RunConfig], artifacts: ArtifactStore) -> dict
             *((precision, contrast(run_config(), sharding, precision=precision)) for precision in ("fp32", "bf16", "fp16")),
         )
     }  # fmt: skip
+    documents["convolutions, DDP"] = {**contrast(run_config(), "DDP"), "architecture": {}}
     return {name: resolve(RunConfig.model_validate(document), artifacts) for name, document in documents.items()}
 
 
@@ -209,6 +211,16 @@ def test_the_whole_model_is_on_rank_0_alone(found: list[dict[str, Any]]) -> None
 def test_a_run_in_shares_resumes_bit_for_bit(found: list[dict[str, Any]]) -> None:
     for of in found:
         assert of["everything, FSDP"]["resumed"] == of["everything, FSDP"]["losses"][POSITIONS.index(KEPT) :]
+
+
+@pytest.mark.slow
+def test_running_statistics_of_a_resumed_run_are_those_of_rank_0(found: list[dict[str, Any]]) -> None:
+    first, second = (of["convolutions, DDP"] for of in found)
+    assert first["resumed"] == first["losses"][POSITIONS.index(KEPT) :]
+    assert len(first["statistics"]) > 0
+    for name, statistic in first["statistics"].items():
+        assert torch.equal(statistic, first["model"][name]), name
+    assert any(not torch.equal(second["statistics"][name], first["model"][name]) for name in first["statistics"])
 
 
 @pytest.mark.slow

@@ -194,7 +194,11 @@ class Loop:
         return self.progress.pairs // every > (self.progress.pairs - size) // every
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: model, optimizer (its schedule follows from the position), position, execution."""
+        """Return what a checkpoint holds: model, optimizer (its schedule follows from the position), position, execution.
+
+        Every rank must call it.
+        """
+        self.stepper.agree_on_statistics()
         return {
             "config": self.config.digest(),
             "model": self.stepper.model.state_dict(),

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.distributed as distributed
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -141,6 +142,12 @@ class Stepper:
         if self.teacher is not None:
             self.teacher.follow(self.model)
         return loss
+
+    def agree_on_statistics(self) -> None:
+        """Take rank 0's running statistics, as the next step would: parts of a checkpoint come from all ranks."""
+        if self.world.size > 1:
+            for buffer in self.model.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def whole_model(self) -> VisionLanguageModel | None:
         """Return the model with all its weights on rank 0, None elsewhere where weights are in shares. Every rank must call it."""
