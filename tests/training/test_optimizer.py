@@ -47,3 +47,8 @@ def test_rates_follow_the_share(tiny: ModelConfig) -> None:
     optimizers.set_rate(0.5)
     rates = [group["lr"] for part in optimizers.parts for group in part.param_groups]
     assert rates == [0.01, 0.005, 0.0005, 0.0005]
+
+
+def test_a_model_without_a_single_number_has_one_optimizer_less() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))
+    assert len(Optimizers(model, learning_rate=1e-3, weight_decay=0.05).parts) == 2

@@ -56,9 +56,9 @@ class Optimizers:
                     *_groups(rest, learning_rate, by_weight),
                 ]
             ),
-            # Apart, because a number is never in shares, and one call takes weights in shares or whole ones.
-            _adamw(_groups(numbers, learning_rate, by_weight)),
         ]
+        if numbers:  # apart: a number is never in shares, and one call takes weights in shares or whole ones
+            self.parts.append(_adamw(_groups(numbers, learning_rate, by_weight)))
         for group in self._groups():
             group["peak"] = group["lr"]
 
