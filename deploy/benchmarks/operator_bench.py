@@ -138,8 +138,8 @@ async def restart(bench: Bench, words: list[str], port: int, log: Path) -> None:
     began = time.monotonic()
     with running(words, log) as process:
         operator = Operator(port, process)
-        await operator.wait_ready()
-        listening = time.monotonic() - began
+        await operator.wait_acting()
+        filled = time.monotonic() - began
         needed = {"modelservice": bench.objects, "trainingrun": bench.objects, "endpoints": bench.objects}
         needed["modelversion"] = bench.objects + NUM_VERSIONS
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -150,7 +150,7 @@ async def restart(bench: Bench, words: list[str], port: int, log: Path) -> None:
         await asyncio.sleep(20)
         writes = await operator.writes()
         note = (
-            f"caches filled after {listening:.1f} s; operator used {cpu_seconds(process.pid):.0f} s of a core; "
+            f"caches filled after {filled:.1f} s; operator used {cpu_seconds(process.pid):.0f} s of a core; "
             f"peak RSS {operator.memory_mib('VmHWM'):.0f} MiB"
         )
     kinds = ", ".join(f"{kind} {count:.0f}" for kind, count in sorted(writes.items()) if count)

@@ -38,6 +38,13 @@ class Operator:
                 await asyncio.sleep(0.1)
         raise RuntimeError("the operator does not become ready")
 
+    async def wait_acting(self) -> None:
+        """Return when it leads and has read everything: one that stands by is ready, too."""
+        await self.wait_ready()
+        while "belvedere_leader 1.0" not in await self.metrics():  # noqa: ASYNC110 - another process says so, when asked
+            await asyncio.sleep(0.1)
+        await self.wait_ready()
+
     async def metrics(self) -> str:
         """Return its metrics."""
         async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
