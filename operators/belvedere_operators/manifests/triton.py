@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -107,6 +108,8 @@ def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: P
         *("--threads", f"{max(1, math.floor(cpu))}"),
         *("--drain-seconds", f"{DRAIN_SECONDS}"),
     ]
+    if spec.server is not None and spec.server.writing is not None:
+        arguments += ["--writing", json.dumps(spec.server.writing.arguments())]
     told = {ADDRESS_VARIABLE: "0.0.0.0", **{port_variable(name): f"{number}" for name, number in PORTS.items()}}
     return {
         "name": "triton",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.base import CelRule, Name, Part, PrinterColumn, Resource, Status, Timestamp
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
 from belvedere_platform.resources.pod_patch import PodPatch
@@ -240,9 +241,27 @@ class WritingOptions(Part):
         float | None, Field(ge=0, le=65536, description="pictures kept encoded for the next question about them")
     ] = None
 
+    @classmethod
+    def read(cls, text: str) -> WritingOptions:
+        """Return what JSON says. Raises InvalidInput."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "JSON"
+            raise InvalidInput(f"writing: {where} is {first['input']!r}: {first['msg']}") from error
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what is given, by the names that the servers' own options have."""
+        return self.model_dump(exclude_none=True)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what is given, as a command or an application is told it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
 
 class ServerOptions(Part):
-    """What the Ray Serve application of a replica is told beyond batching."""
+    """What a replica is told beyond batching."""
 
     models: Annotated[
         tuple[ServedName, ...],
@@ -260,7 +279,7 @@ class ServerOptions(Part):
 
     def arguments(self) -> dict[str, Any]:
         """Return what is given, as the application's arguments."""
-        written = self.writing.model_dump(mode="json", by_alias=True, exclude_none=True) if self.writing else {}
+        written = self.writing.arguments() if self.writing else {}
         given = {"models": list(self.models), "plugins": self.plugins}
         return {**{name: value for name, value in given.items() if value}, **written}
 
@@ -286,15 +305,17 @@ class ModelServiceSpec(Part):
     rollout: Rollout = Rollout()
     routing: Routing = Routing()
     batching: Batching = Batching()
-    server: Annotated[ServerOptions | None, Field(description="models, plugins and writing of a rayServe replica")] = (
-        None
-    )
+    server: Annotated[
+        ServerOptions | None, Field(description="models and plugins of a rayServe replica, and how any replica writes")
+    ] = None
     resources: ReplicaResources = ReplicaResources()
     pod: PodPatch = PodPatch()
     cel: ClassVar = (
         CelRule(
-            rule="!has(self.server) || self.backend == 'rayServe'",
-            message="server is for backend rayServe; Triton serves the two towers alone, without plugins",
+            rule="self.backend == 'rayServe' || !has(self.server)"
+            " || (!has(self.server.plugins) && (!has(self.server.models) || size(self.server.models) == 0))",
+            message="server.models and server.plugins are for backend rayServe;"
+            " Triton serves all models of an engine, without plugins",
         ),
         CelRule(
             rule="self.backend != 'triton' || !has(self.engine) || !has(self.engine.target) || !has(self.engine.target.runtime)"

@@ -36,6 +36,7 @@ def _repository_options(command: _C) -> _C:
         click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True, help="engines a tower"),
         click.option("--preprocess-instances", type=click.IntRange(1, 64), default=1, show_default=True),
         click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="threads an engine"),
+        click.option("--writing", default="{}", metavar="JSON", help="spec.server.writing of a ModelService"),
         click.option("--cache-mib", type=click.IntRange(0, 65536), default=0, show_default=True, help="response cache"),
         artifacts_option,
         verbose_option,
@@ -46,14 +47,17 @@ def _repository_options(command: _C) -> _C:
 
 
 def _write(digest: str, target: Path, given: dict[str, Any]) -> Path:
+    from belvedere_platform.resources.model_service import WritingOptions
     from belvedere_serving.server import engine_cache
     from belvedere_serving.triton.options import RepositoryOptions
     from belvedere_serving.triton.repository import write_repository
 
     store = artifact_store()
     engine = engine_cache.fetch(store.url, store.resolve(digest).digest, engine_cache.cache_folder())
-    version, cache_mib = given.pop("model_version"), given.pop("cache_mib")
-    options = RepositoryOptions(version=version, response_cache=cache_mib > 0, **given)
+    version, cache_mib, writing = (given.pop(name) for name in ("model_version", "cache_mib", "writing"))
+    options = RepositoryOptions(
+        version=version, response_cache=cache_mib > 0, writing=WritingOptions.read(writing).chosen(), **given
+    )
     return write_repository(engine, target, options)
 
 

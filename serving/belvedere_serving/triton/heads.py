@@ -43,6 +43,7 @@ def head_config(name: str, options: RepositoryOptions) -> Any:
         max_queued_requests=options.max_queued_requests,
         threads=options.threads,
         request_timeout_seconds=options.request_timeout_seconds,
+        **options.writing,
     )
     config.parameters["head"].string_value = name
     config.parameters["options"].string_value = run.model_dump_json(by_alias=True)

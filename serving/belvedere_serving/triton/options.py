@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 EngineBackend = Literal["python", "onnxruntime", "tensorrt", "openvino"]
 BACKENDS: tuple[EngineBackend, ...] = ("python", "onnxruntime", "tensorrt", "openvino")
@@ -33,6 +34,8 @@ class RepositoryOptions:
     threads: int = 1
     response_cache: bool = False
     rate_limit: bool = True
+    writing: Mapping[str, Any] = field(default_factory=dict)
+    """How texts are written: fields of the server's own options by name."""
 
     @property
     def version_number(self) -> int:

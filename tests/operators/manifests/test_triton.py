@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.triton import triton_deployment, triton_service
+from belvedere_platform.resources.model_service import ServerOptions, WritingOptions
 
 DIGEST = "sha256:" + "b" * 64
 
@@ -38,6 +41,19 @@ def test_the_command_line_takes_every_argument(deployment):
         "0.0.0.0",
         16,
     )
+
+
+def test_how_texts_are_written_reaches_the_models_that_write(owner, spec):
+    from belvedere_serving.commands.triton import serve
+
+    given = {"writing": {"maxNewTokens": 7, "cachePrecision": "int8"}}
+    spec = spec.model_copy(update={"server": ServerOptions.model_validate(given)})
+    made = triton_deployment(owner, spec, version="v2", engine_digest=DIGEST, replicas=1, pods=PodSettings(image="a"))
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    words = container["args"]
+    assert json.loads(words[words.index("--writing") + 1]) == given["writing"]
+    context = serve.make_context("serve", [DIGEST, "--model-version", "v2", *words[words.index("--writing") :]])
+    assert WritingOptions.read(context.params["writing"]).chosen() == {"max_new_tokens": 7, "cache_precision": "int8"}
 
 
 def test_the_service_selects_the_pods_and_lends_its_labels_to_the_slices(owner, deployment):

@@ -56,7 +56,14 @@ def service(**spec: Any) -> dict[str, Any]:
             {"server": {"writing": {"cacheBlocks": 0}}},
             "spec.server.writing.cacheBlocks is 0; it must be at least 1",
         ),
-        ({"backend": "triton", "server": {}}, "server is for backend rayServe; Triton serves the two towers alone"),
+        (
+            {"backend": "triton", "server": {"plugins": "/plugins"}},
+            "server.models and server.plugins are for backend rayServe; Triton serves all models of an engine",
+        ),
+        (
+            {"backend": "triton", "server": {"models": ["caption"], "writing": {}}},
+            "server.models and server.plugins are for backend rayServe; Triton serves all models of an engine",
+        ),
         (
             {"backend": "triton", "engine": {"target": {"runtime": "litert"}}},
             "engine.target.runtime litert is for backend rayServe",

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
-from belvedere_platform.errors import CorruptData
+from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_platform.protocol import IMAGE, SCORE, TEXT, InferRequest, Reason, Tensor, V2Error
+from belvedere_platform.resources.model_service import WritingOptions
 from belvedere_serving.engines.preprocess import ImagePreprocessor, ImageRecipe, TextPreprocessor, TextRecipe
 from belvedere_serving.generation.decoder import HEADS_FILE, Heads
 from belvedere_serving.server.config import ModelOptions
 from belvedere_serving.triton.head_runner import WHOLE, HeadRunner, Part
+from belvedere_serving.triton.heads import head_config
 from belvedere_serving.triton.model_config import parse
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_heads
@@ -71,6 +73,17 @@ def text_of(part: Part) -> str:
     assert part.outcome is not None
     assert not isinstance(part.outcome, V2Error)
     return str(part.outcome.outputs[0].array[0].decode())
+
+
+def test_how_texts_are_written_is_in_the_configuration_of_those_who_write() -> None:
+    told = RepositoryOptions(version="writer-v3", writing={"max_new_tokens": 7, "cache_precision": "int8"})
+    options = ModelOptions.model_validate_json(head_config("caption", told).parameters["options"].string_value)
+    assert (options.max_new_tokens, options.cache_precision, options.cache_block_size) == (7, "int8", 16)
+
+
+def test_wrong_writing_is_refused_by_its_name() -> None:
+    with pytest.raises(InvalidInput, match="writing: cacheBlocks is 0"):
+        WritingOptions.read('{"cacheBlocks": 0}')
 
 
 def test_each_head_gets_its_own_programs_and_says_whether_it_writes(engine: Path, tmp_path: Path) -> None:
