@@ -44,7 +44,8 @@ def _litert_rows(store: ArtifactStore, model: str, what: str, say: Say) -> list[
             rows.append(result(name, None, "x", "higher", None, note=str(error)[:300]))
             continue
         parity = engine.config["parity"][EMBED_IMAGE]
-        near = f"cosine min {parity['cosineMin']:.5f}, mean {parity['cosineMean']:.5f}; {what}, one picture, one thread"
+        passed = "passed parity" if engine.passed else f"failed parity, top-1 agreement {parity['top1Agreement']:.3f}"
+        near = f"{passed}, cosine min {parity['cosineMin']:.5f}, mean {parity['cosineMean']:.5f}; {what}, one picture, one thread"
         rows.append(_speedup(name, engine, None, near))
     return rows
 

@@ -113,7 +113,7 @@ class WithoutCache(Generator):
         return super().compute(plan)
 
 
-def _write(generator: Generator, states: Sequence[Array], lengths: Sequence[int]) -> list[list[int]]:
+def write(generator: Generator, states: Sequence[Array], lengths: Sequence[int]) -> list[list[int]]:
     start = generator.decoder.geometry.start_id
     writings = [
         Writing(prompt=(start,), max_new_tokens=length, picture=state)
@@ -126,7 +126,7 @@ def _write(generator: Generator, states: Sequence[Array], lengths: Sequence[int]
     return [writing.written for writing in writings]
 
 
-def _pixels(count: int) -> tuple[list[bytes], Array]:
+def encoded_and_pixels(count: int) -> tuple[list[bytes], Array]:
     encoded = [picture(number, EDGE) for number in range(count)]
     return encoded, _image()(encoded)
 
@@ -137,7 +137,7 @@ def _image() -> ImagePreprocessor:
 
 def _kv_latency(programs: HeadPrograms, length: int, target: float) -> Row:
     """Return what is saved of the time from pixels to the last word of one text."""
-    _, pixels = _pixels(1)
+    _, pixels = encoded_and_pixels(1)
     sides: dict[str, tuple[Any, type[Generator]]] = {
         "cached": (programs, Generator),
         "without": (Anew(programs), WithoutCache),
@@ -150,7 +150,7 @@ def _kv_latency(programs: HeadPrograms, length: int, target: float) -> Row:
             generator = kind(decoder, CacheOptions(num_blocks=8))
             started = time.perf_counter()
             states = decoder.picture(programs.encode(pixels))
-            (words[name],) = _write(generator, list(states), [length])
+            (words[name],) = write(generator, list(states), [length])
             if number > 0:  # the first round warms up
                 taken[name].append(1000 * (time.perf_counter() - started))
     same = words["cached"] == words["without"] == words["picture kept"]
@@ -177,7 +177,7 @@ def _waste(programs: HeadPrograms) -> Row:
     """Return the most of a block that a text left empty at any step, many texts joining and leaving."""
     options = CacheOptions(num_blocks=24, block_size=16, max_running=8)
     generator = Generator(programs, options)
-    _, pixels = _pixels(NUM_PICTURES)
+    _, pixels = encoded_and_pixels(NUM_PICTURES)
     states = programs.picture(programs.encode(pixels))
     start = programs.geometry.start_id
     for number in range(16):
@@ -210,11 +210,11 @@ def _int8(programs: HeadPrograms) -> Row:
         "heads": kept.heads,
     }
     exact, small = PagedCache(**sizes), PagedCache(**sizes, kept="int8")
-    _, pixels = _pixels(16)
+    _, pixels = encoded_and_pixels(16)
     states = list(programs.picture(programs.encode(pixels)))
     lengths = [48] * len(states)
     forms: tuple[Kept, ...] = ("fp32", "int8")
-    written = [_write(Generator(programs, CacheOptions(kept=form)), states, lengths) for form in forms]
+    written = [write(Generator(programs, CacheOptions(kept=form)), states, lengths) for form in forms]
     alike = np.mean([a == b for one, other in zip(*written, strict=True) for a, b in zip(one, other, strict=True)])
     ratio = small.nbytes / exact.nbytes
     return result(

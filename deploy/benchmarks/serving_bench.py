@@ -37,6 +37,7 @@ from belvedere_serving.tuning.search import Settings
 from belvedere_serving.tuning.servers import own_server
 from engine_rows import engine_rows
 from generation import generation_rows
+from head_rows import int8_head_rows
 from length_rows import length_rows
 from malformed import malformed_grpc, malformed_http
 from overload import overload, overload_rows
@@ -259,6 +260,7 @@ def main() -> None:
             rows += length_rows(store, Path(scratch), say)
         if "generation" in options.only:
             rows += generation_rows(Path(scratch), say)
+            rows += int8_head_rows(Path(scratch), say)
         if set(options.only) - {"engines", "texts", "generation"}:
             rows += asyncio.run(server_rows(store, Path(scratch), options))
     write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
