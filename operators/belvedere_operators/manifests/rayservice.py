@@ -37,6 +37,9 @@ SERVE_ENVIRONMENT: Mapping[str, str] = {
     "RAY_SERVE_DEFAULT_HTTP_HOST": "0.0.0.0",
 }
 DRAIN_SECONDS = 20
+CLEANUP_ANNOTATION = "ray.io/gcs-ft-deletion-timeout"
+CLEANUP_SECONDS = 60
+"""How long KubeRay holds a deleted cluster for its Redis to be cleaned up. In a namespace that ends no Job can do so any more."""
 
 
 def ray_service(
@@ -50,7 +53,7 @@ def ray_service(
     running: Manifest | None = None,
 ) -> Manifest:
     """Return the RayService for a version with so many replicas."""
-    return server(
+    made = server(
         RAY_SERVICE,
         owner,
         spec,
@@ -61,6 +64,9 @@ def ray_service(
         resized=lambda before: _resized(before, replicas),
         built=lambda: _spec(owner, spec, version, engine_digest, replicas, pods),
     )
+    if "gcsFaultToleranceOptions" in made["spec"]["rayClusterConfig"]:
+        made["metadata"]["annotations"][CLEANUP_ANNOTATION] = str(CLEANUP_SECONDS)
+    return made
 
 
 def _resized(spec: Mapping[str, Any], replicas: int) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_a_head_keeps_what_it_knows_where_the_installation_says(owner, spec, bui
     open_store = replace(PODS, head_store=HeadStore(address="redis:6379"))
     made = ray_service(owner, spec, pods=open_store, **given)
     assert made["spec"]["rayClusterConfig"]["gcsFaultToleranceOptions"] == {"redisAddress": "redis:6379"}
+    assert made["metadata"]["annotations"]["ray.io/gcs-ft-deletion-timeout"] == "60"
     # A service that runs keeps its pods when its installation gets one.
     assert ray_service(owner, spec, pods=open_store, running=built, **given) == built
     assert ray_service(owner, spec, pods=PODS, running=made, **given) == made
