@@ -25,7 +25,6 @@ import training_parts
 import training_questions
 import training_recall
 import training_steps
-from belvedere_platform.errors import BelvedereError
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from training_subject import Subject, prepared
 
@@ -53,7 +52,7 @@ def measured(names: tuple[str, ...], group: Group, subject: Subject) -> list[Row
     """Return the group's rows, or one without a value for each name when the group fails."""
     try:
         return group(subject)
-    except (BelvedereError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - what other groups have measured, or will, must not be lost with it
         traceback.print_exc()
         return [result(name, None, "", "higher", None, note=f"{type(error).__name__}: {error}") for name in names]
 

@@ -14,7 +14,8 @@ from belvedere_training.world import LocalWorld
 from training_subject import Subject, run_config
 
 NAMES = ("distilled_r1_kept", "int8_static_r1_kept", "int8_dynamic_r1_kept", "pruned_r1_kept", "narrowed_r1_kept")
-METRIC = "heldout_style_en_r1"
+SPLIT = "heldout_style"
+METRIC = f"{SPLIT}_en_r1"
 TEACHER_PAIRS = int(os.environ.get("BELVEDERE_BENCH_TEACHER_PAIRS", "40000"))
 STUDENT_PAIRS = int(os.environ.get("BELVEDERE_BENCH_STUDENT_PAIRS", "40000"))
 LEARNING_RATE = 1e-3
@@ -23,7 +24,8 @@ LEARNING_RATE = 1e-3
 def rows(subject: Subject) -> list[Row]:
     """Compress the model without training after it, then teach a nano model by a small one."""
     ways: tuple[Way, ...] = ("int8-static", "int8-dynamic", "prune", "channels")
-    found, _ = study(subject.model, subject.data, [CompressOptions(way=way, share=0.3) for way in ways])
+    options = [CompressOptions(way=way, share=0.3) for way in ways]
+    found, _ = study(subject.model, subject.data, options, split=SPLIT)
     before, after = found[0], {one.name: one for one in found[1:]}
     names: dict[Way, str] = {"int8-static": NAMES[1], "int8-dynamic": NAMES[2], "prune": NAMES[3], "channels": NAMES[4]}
     return [*(kept(names[way], before, after[way]) for way in ways), distilled(subject)]
@@ -48,7 +50,7 @@ def distilled(subject: Subject) -> Row:
         train(config, subject.store, LocalWorld())
         reference = config.output_tag
     teacher, pairs = load_artifact(subject.store, reference), subject.store.config(reference)["pairs"]
-    corpus, check = load_split(subject.data, "train"), load_split(subject.data, "heldout_style")
+    corpus, check = load_split(subject.data, "train"), load_split(subject.data, SPLIT)
     options = CompressOptions(way="distil", pairs=STUDENT_PAIRS, learning_rate=LEARNING_RATE)
     student = compressed(teacher, corpus, options)
     before, after = compare({"small": teacher.model, "nano": student}, teacher.tokenizer, check)
