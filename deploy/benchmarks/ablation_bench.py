@@ -126,12 +126,14 @@ def rows_of(name: str, runs: list[dict[str, float]], pairs: int) -> list[Row]:
 
 def steadier(runs: Mapping[str, list[dict[str, float]]]) -> list[Row]:
     """Return the deviation of R@1 over the seeds with a teacher, as a share of that without."""
-    metric, rows = METRICS[0], []
-    for name in (TEACHER, "teacher_itself") if {"recipe", TEACHER} <= runs.keys() else ():
+    metric, rows = METRICS[0], list[Row]()
+    if len(runs.get("recipe", [])) < 2:
+        return rows
+    for name in (TEACHER, "teacher_itself") if TEACHER in runs else ():
         own, peer = (statistics.stdev(run[metric] for run in runs[of]) for of in (name, "recipe"))
         note = f"standard deviation over {len(runs[name])} seeds; so few say no more than the order of it"
         extra = {"own_value": own, "peer": "recipe", "peer_value": peer, "rounds": len(runs[name])}
-        rows.append(result(f"{name}_r1_deviation", own / peer, "x", "lower", 1.0, note=note, **extra))
+        rows.append(result(f"{name}_r1_deviation", own / peer if peer else None, "x", "lower", 1.0, note=note, **extra))
     return rows
 
 
