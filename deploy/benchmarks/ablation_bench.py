@@ -32,6 +32,7 @@ from belvedere_training.model.dual import DualStream
 from belvedere_training.optimizer import EMBEDDING_FACTOR, Optimizers
 from belvedere_training.recipe import prepare
 from belvedere_training.world import LocalWorld
+from ending import end_in_order
 from training_subject import Subject, prepared, run_config
 
 TEACHER = "with_teacher"
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sorted(CHOICES))
     parser.add_argument("--artifacts", help="URL of an artifact store that has the emoji set, or is given it")
     options = parser.parse_args()
+    end_in_order()
     started, rows = time.monotonic(), list[Row]()
     table = Table("choice", *METRICS)
     with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:

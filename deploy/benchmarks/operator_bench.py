@@ -31,6 +31,7 @@ from belvedere_platform.store.kinds import MODEL_SERVICE, TRAINING_RUN
 from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_platform.store.kubernetes_transport import Transport
 from belvedere_platform.telemetry.benchmark import Row, earlier_rows, result, write_benchmark
+from belvedere_serving.tuning.servers import free_ports
 from fleet import (
     NUM_VERSIONS,
     apply_all,
@@ -44,7 +45,6 @@ from fleet import (
     training_run,
 )
 from operator_process import PATIENCE_SECONDS, Operator
-from ray_application import free_ports
 from shares import Meter, control_plane_programs, cpu_seconds, told
 
 NAMESPACE = "bench-operator"

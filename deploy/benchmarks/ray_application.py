@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 
 from belvedere_operators.manifests.platform import RAY_ENVIRONMENT
 from belvedere_platform.errors import Unavailable
+from belvedere_serving.tuning.servers import free_ports
 
 HOST = Path(__file__).parent / "ray_host.py"
 ENDING_SECONDS = 60
@@ -128,12 +128,3 @@ def _stop(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
     process.stdout.close()
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

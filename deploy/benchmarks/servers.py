@@ -15,7 +15,7 @@ from belvedere_platform.errors import Unavailable
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_repository
 from belvedere_serving.triton.server import Launch, arguments, environment_of, find_installation
-from ray_application import free_ports
+from belvedere_serving.tuning.servers import free_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -35,6 +35,7 @@ from belvedere_serving.client.load import Body, Outcome, bodies, closed_loop
 from belvedere_serving.engines.build import build
 from belvedere_serving.tuning.search import Settings
 from belvedere_serving.tuning.servers import own_server
+from ending import end_in_order
 from engine_rows import engine_rows
 from generation import generation_rows
 from head_rows import int8_head_rows
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("--malformed", type=int, default=10_000)
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=GROUPS)
     options = parser.parse_args()
+    end_in_order()
     started, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="belvedere-serving-") as scratch:
         store = ArtifactStore(Path(scratch, "artifacts").as_uri())

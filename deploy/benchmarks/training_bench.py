@@ -26,6 +26,7 @@ import training_questions
 import training_recall
 import training_steps
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
+from ending import end_in_order
 from training_subject import Subject, prepared
 
 PACKAGES = ("belvedere", "torch", "ray", "captum", "tokenizers")
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--teacher", help="distil this model, of size small, from --artifacts")
     parser.add_argument("--artifacts", help="URL of the artifact store")
     options = parser.parse_args()
+    end_in_order()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
         subject = prepared(Path(folder), options.artifacts, options.model, options.pairs, options.teacher)

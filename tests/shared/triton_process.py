@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,7 @@ import pytest
 
 from belvedere_platform.errors import Unavailable
 from belvedere_serving.triton.server import Installation, Launch, arguments, environment_of, find_installation
+from belvedere_serving.tuning.servers import free_ports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,6 @@ class TritonProcess:
     grpc_port: int
     metrics_port: int
     log: Path
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def find_or_skip() -> Installation:

@@ -48,8 +48,10 @@ class Host(Protocol):
 class Door:
     """An application behind a door. Questions about state and health always pass, and so does all in an idle server."""
 
-    def __init__(self, app: App, *, turns: Turns | None = None) -> None:
+    def __init__(self, app: App, *, turns: Turns | None = None, begun: Callable[[], None] = lambda: None) -> None:
+        """`begun`: called once, when the first request has reached who is inside."""
         self._app = app
+        self._begun = begun
         self._turns = turns or Turns()
         self._inside: dict[str, int] = {}
         self._num_inside = 0
@@ -58,7 +60,7 @@ class Door:
     def introduce(self, host: Host) -> None:
         """Learn who is inside. Ray makes its doors itself, so the host finds his by the first request that comes through it."""
         if self._host is None:
-            send_at_once()
+            self._begun()
         self._host = host
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -115,7 +117,7 @@ def middlewares() -> list[Any]:
     """Return what Ray Serve puts in front of its HTTP servers."""
     from starlette.middleware import Middleware
 
-    return [Middleware(Door)]
+    return [Middleware(Door, begun=send_at_once)]
 
 
 def model_of(path: str) -> str:

@@ -170,6 +170,17 @@ async def test_a_service_behind_the_door_is_asked_from_its_second_request_on(
 def test_ray_is_given_one_door() -> None:
     (made,) = middlewares()
     assert made.cls is Door
+    # Its sockets are Ray's: it turns Nagle's algorithm off itself.
+    assert made.kwargs == {"begun": send_at_once}
+
+
+async def test_what_has_to_be_done_at_first_is_done_once() -> None:
+    app, done = Inside(Host(most=9)), []
+    door = Door(app, begun=lambda: done.append(1))
+    app.answering.set()
+    assert done == []
+    assert [(await ask(door))[0]["status"] for _ in range(3)] == [200] * 3
+    assert done == [1]
 
 
 def test_answers_are_sent_at_once_also_where_somebody_else_made_the_sockets() -> None:
