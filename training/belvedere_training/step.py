@@ -295,7 +295,10 @@ class Stepper:
         if self.world.size == 1 or self.sharded:
             return self.module
         # With contrast alone, the heads of a model that has some get no gradient, and nobody is to wait for one.
-        return DistributedDataParallel(self.module, find_unused_parameters=not isinstance(self.module, MultiTask))
+        config = self.model.config
+        heads = config.fusion.num_layers or config.pixels.num_layers or config.parts.attributes
+        idle = bool(heads) and not isinstance(self.module, MultiTask)
+        return DistributedDataParallel(self.module, find_unused_parameters=idle)
 
 
 def stacked(texts: Sequence[Tensor]) -> Tensor:
