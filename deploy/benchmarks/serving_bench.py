@@ -4,7 +4,8 @@ usage: serving_bench.py --output FILE [--overload-seconds N] [--malformed N] [--
 
 Groups: engines, texts (run in their own length), generation (what cache, batching and kept pictures save), servers (ours beside others), overload, malformed.
 Both sides of a comparison take turns on the same machine, which the load generator shares with them. The servers all run the
-same engine with one thread, one run at a time, and get the same bytes over HTTP from the same client.
+same engine with one thread, one run at a time, and get the same bytes over HTTP from the same client. Only under too much load the
+client has a core of its own, where there are two.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from generation import generation_rows
 from head_rows import int8_head_rows
 from length_rows import length_rows
 from malformed import malformed_grpc, malformed_http
-from overload import overload, overload_rows
+from overload import on_cores, overload, overload_rows, server_and_client_cores
 from peer_engine import Engine
 from ray_application import memory_mib, ray_application
 from servers import peer, triton
@@ -75,20 +76,18 @@ async def server_rows(store: ArtifactStore, folder: Path, options: argparse.Name
     arguments: dict[str, Any] = {"service": "bench", "model": "small", "version": "bench-v1", "maxBatchSize": 16}
     arguments |= {"engineDigest": engine.digest, "artifacts": store.url}
     rows = []
-    say("starting our server")
-    with ray_application(arguments, name="bench") as own:
-        url = f"http://127.0.0.1:{own.http}"
-        if "servers" in options.only:
-            files = store.pull(engine.digest, folder / "engine")
-            rows += await _compared(url, files, folder, given)
-            rows.append(await _overhead(url, given, Engine(files)))
-        if "overload" in options.only:
-            seconds = options.overload_seconds
-            found = await overload(url, given, seconds=seconds, memory_mib=own.memory_mib, say=say)
-            rows += overload_rows(found, name="overload", seconds=seconds)
-        if "malformed" in options.only:
-            rows.append(await _malformed(url, f"127.0.0.1:{own.grpc}", given, options.malformed))
+    if set(options.only) & {"servers", "malformed"}:
+        say("starting our server")
+        with ray_application(arguments, name="bench") as own:
+            url = f"http://127.0.0.1:{own.http}"
+            if "servers" in options.only:
+                files = store.pull(engine.digest, folder / "engine")
+                rows += await _compared(url, files, folder, given)
+                rows.append(await _overhead(url, given, Engine(files)))
+            if "malformed" in options.only:
+                rows.append(await _malformed(url, f"127.0.0.1:{own.grpc}", given, options.malformed))
     if "overload" in options.only:
+        rows += await _ray_overload(arguments, given, options.overload_seconds)
         rows += await _bare_overload(engine.digest, store.url, given, options.overload_seconds)
     return rows
 
@@ -192,13 +191,30 @@ async def _overhead(url: str, given: list[Body], engine: Engine) -> Row:
     )
 
 
+async def _ray_overload(arguments: dict[str, Any], given: list[Body], seconds: float) -> list[Row]:
+    """Return how our application does on Ray Serve."""
+    say("starting our server for too much load")
+    servers, client = server_and_client_cores()
+    with contextlib.ExitStack() as stack:
+        with on_cores(servers):
+            own = stack.enter_context(ray_application(arguments, name="bench"))
+        with on_cores(client):
+            url = f"http://127.0.0.1:{own.http}"
+            found = await overload(url, given, seconds=seconds, memory_mib=own.memory_mib, say=say)
+    return overload_rows(found, name="overload", seconds=seconds)
+
+
 async def _bare_overload(engine: str, artifacts: str, given: list[Body], seconds: float) -> list[Row]:
     """Return how our server does without Ray around it."""
     settings = Settings(engine=engine, max_batch_size=16, batch_wait_milliseconds=2)
-    with own_server(settings, artifacts=artifacts) as url:
+    servers, client = server_and_client_cores()
+    with contextlib.ExitStack() as stack:
+        with on_cores(servers):
+            url = stack.enter_context(own_server(settings, artifacts=artifacts))
         port = url.rpartition(":")[2]
         memory = partial(memory_mib, lambda words: b"--http-port" in words and port.encode() in words)
-        found = await overload(url, given, seconds=seconds, memory_mib=memory, say=say)
+        with on_cores(client):
+            found = await overload(url, given, seconds=seconds, memory_mib=memory, say=say)
     return overload_rows(found, name="overload_bare", seconds=seconds)
 
 

@@ -45,10 +45,19 @@ def moment() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def address_of(name: str, network: int) -> str:
-    """Return an address: of the head's dashboard in network 127, where it is played; of a replica in 10, where nothing is."""
-    number = zlib.crc32(name.encode())
-    return f"{network}.{1 + number % 250}.{number // 250 % 250}.{1 + number // 62_500 % 250}"
+class Addresses:
+    """Gives each name an address of its own, in the order in which they come.
+
+    A hash of the name would do for a thousand; of five thousand two shared one, and their services never became ready together.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def of(self, name: str, network: int) -> str:
+        """Return an address: of the head's dashboard in network 127, where it is played; of a replica in 10, where nothing is."""
+        number = self._numbers.setdefault(name, len(self._numbers))
+        return f"{network}.{1 + number % 250}.{number // 250 % 250}.{1 + number // 62_500 % 250}"
 
 
 def pods_of(manifest: Manifest) -> list[Manifest]:
@@ -97,6 +106,7 @@ class Simulator:
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._queued: set[Key] = set()
         self._by_address: dict[str, Key] = {}
+        self._addresses = Addresses()
         self._versions: dict[str, set[str]] = {}
 
     async def run(self) -> None:
@@ -186,7 +196,7 @@ class Simulator:
         await self._tell(key, running | ended)
 
     async def _service(self, key: Key) -> None:
-        address = address_of(key[1], 127)
+        address = self._addresses.of(key[1], 127)
         self._by_address[address] = key
         cluster = {"head": {"serviceIP": address}, "endpoints": {"dashboard": str(self._port)}}
         active = {"applicationStatuses": {key[1]: {"status": "RUNNING"}}, "rayClusterStatus": cluster}
@@ -219,10 +229,10 @@ class Simulator:
         name = key[1]
         workers = sorted(pod for pod in self._ready.get(key, ()) if "-worker-" in pod)
         replicas = [
-            {"replica_id": pod, "actor_name": pod, "state": "RUNNING", "node_ip": address_of(pod, 10)}
+            {"replica_id": pod, "actor_name": pod, "state": "RUNNING", "node_ip": self._addresses.of(pod, 10)}
             for pod in workers
         ]
-        targets = [{"name": pod, "ip": address_of(pod, 10), "port": 30000} for pod in workers]
+        targets = [{"name": pod, "ip": self._addresses.of(pod, 10), "port": 30000} for pod in workers]
         deployment = {"name": "V2Server", "replicas": replicas}
         return {
             "applications": {name: {"deployments": {"V2Server": deployment}, "route_prefix": "/"}},
