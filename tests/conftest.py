@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,8 @@ from types import ModuleType
 import hypothesis
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from control_plane_process import control_plane_or_skip
+
 
 # A test is slow or fast by its own merit, never because a numerical library spread over cores that other tests use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,21 +43,8 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if given:
         yield Path(given)
         return
-    program = [sys.executable, str(ROOT / "deploy" / "cluster" / "control_plane.py")]
-    if subprocess.run([*program, "ready"], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("the API server is not built: make control-plane")
-    directory = str(tmp_path_factory.mktemp("control-plane"))
-    # It ends when its standard input does, so it does not outlive this process whatever becomes of that.
-    with subprocess.Popen(
-        [*program, "run", "--directory", directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as running:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        path = running.stdout.readline().strip()
-        assert path, "the control plane did not start: its reason stands above"
-        yield Path(path)
-        running.stdin.close()
-        assert running.wait(60) == 0
+    with control_plane_or_skip(tmp_path_factory.mktemp("control-plane")) as path:
+        yield path
 
 
 def _group(nodeid: str) -> str:

@@ -155,10 +155,9 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {}
         assert subject.data.is_dir()
         for name in options.only or CHOICES:
-            for seed in range(options.seeds):
-                for of, recalls in trained(subject, name, options.pairs, seed).items():
-                    found.setdefault(of, []).append(recalls)
-            for of in [of for of in (name, "teacher_itself") if of in found and (of == name or name == TEACHER)]:
+            runs = [trained(subject, name, options.pairs, seed) for seed in range(options.seeds)]
+            for of in runs[0]:
+                found[of] = [run[of] for run in runs]
                 made = rows_of(of, found[of], options.pairs)
                 table.add_row(
                     of, *(f"{row['value']:.3f} ({row['spread'][0]:.3f} to {row['spread'][1]:.3f})" for row in made)

@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from belvedere_operators.executors.identity import Identity, find_instance
+from control_plane_process import PROGRAM, skip_unless_built
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, str(ROOT / "deploy" / "cluster" / "control_plane.py")]
 PATIENCE_SECONDS = 60
 
 
@@ -42,8 +40,7 @@ def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     """A directory of this test's own, in which nothing runs afterwards."""
-    if subprocess.run([*PROGRAM, "ready"], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("the API server is not built: make control-plane")
+    skip_unless_built()
     place = tmp_path / "control-plane"
     yield place
     assert run("down", place).returncode == 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from belvedere_platform.resources.base import API_VERSION
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import EVENT, RAY_JOB, TRAINING_RUN
 from belvedere_platform.store.kubernetes import KubernetesStore
+from control_plane_process import control_plane_or_skip
 
 from .queues import Kueue, eventually, make_queue
 
@@ -46,18 +46,8 @@ def built() -> Path:
 @pytest.fixture
 def own_kubeconfig(built: Path, tmp_path: Path) -> Iterator[Path]:
     """The kubeconfig of a control plane that no other test has: Kueue's webhooks stand before every RayJob of it."""
-    program = [sys.executable, str(ROOT / "deploy" / "cluster" / "control_plane.py")]
-    if subprocess.run([*program, "ready"], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("the API server is not built: make control-plane")
-    words = [*program, "run", "--directory", str(tmp_path / "control-plane")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        path = running.stdout.readline().strip()
-        assert path, "the control plane did not start: its reason stands above"
-        yield Path(path)
-        running.stdin.close()
-        assert running.wait(60) == 0
+    with control_plane_or_skip(tmp_path / "control-plane") as path:
+        yield path
 
 
 class Team:
