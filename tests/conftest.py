@@ -13,7 +13,6 @@ import pytest
 
 from control_plane_process import control_plane_or_skip
 
-
 # A test is slow or fast by its own merit, never because a numerical library spread over cores that other tests use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
