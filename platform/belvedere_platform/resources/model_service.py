@@ -194,7 +194,7 @@ class EnginePolicy(Part):
 class Retries(Part):
     """Retries of what never reached a model: connection failures and refused streams."""
 
-    attempts: Annotated[int, Field(ge=0, le=5)] = 1
+    attempts: Annotated[int, Field(ge=0, le=5)] = 3
     budget_percent: Annotated[float, Field(ge=0, le=100)] = 20
 
 

@@ -166,8 +166,9 @@ def _action(route: GatewayRoute, protocol: str, strip: bool) -> dict[str, Any]:
             # Only what certainly never reached a model: inference is work, and repeating it would hide a version's failures.
             "retry_on": "connect-failure,refused-stream,reset-before-request",
             "num_retries": routing.retries.attempts,
-            # Long enough for the replica that failed to be taken out of the choice.
-            "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.250s"},
+            # A repetition goes elsewhere once the replica that failed is out of the choice, which its first failure sees to, by
+            # way of two other threads. The wait is drawn from zero up, so a single one is too short now and then.
+            "retry_back_off": {"base_interval": "0.050s", "max_interval": "0.500s"},
             "retry_host_predicate": [
                 {"name": "envoy.retry_host_predicates.previous_hosts", "typed_config": typed(previous)}
             ],
