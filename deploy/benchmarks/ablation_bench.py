@@ -19,13 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from belvedere_platform.resources.training_data import Augmentation, TextChoice
 from belvedere_platform.resources.training_run import Objectives
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from belvedere_training.config import resolve
-from belvedere_training.data.augmentation import Augmentation
 from belvedere_training.data.corpus import load_split
 from belvedere_training.data.sampler import PairSampler
-from belvedere_training.data.texts import TextChoice
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop
 from belvedere_training.model.dual import DualStream
@@ -63,7 +62,7 @@ def no_smoothing(loop: Loop) -> None:
 def pictures_as_they_are(loop: Loop) -> None:
     """Show every picture as it is stored."""
     loop.stepper.loader.augmentation = Augmentation(
-        rotation=0, smallest=1, largest=1, shift=0, brightness=0, colour_shift=0, grey_share=0
+        rotation=0, smallest=1, largest=1, shift=0, brightness=0, color_shift=0, gray_share=0
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from belvedere_training.data.augmentation import Augmentation
+from belvedere_platform.resources.training_data import Augmentation
 from belvedere_training.data.corpus import Corpus
 
 # B pictures or texts, T words, D width
@@ -24,7 +24,7 @@ from belvedere_training.data.corpus import Corpus
 WIDTH, EMBEDDING, LENGTH = 192, 128, 20
 PAD, START, UNKNOWN, NUM_SPECIAL = 0, 1, 2, 4
 VIEWS = Augmentation(
-    rotation=0.175, smallest=0.7, largest=1.2, shift=0.2, brightness=0.3, colour_shift=0.15, grey_share=0.15
+    rotation=0.175, smallest=0.7, largest=1.2, shift=0.2, brightness=0.3, color_shift=0.15, gray_share=0.15
 )
 _WORD = re.compile(r"[a-z0-9]+|[\u4e00-\u9fff]")
 

@@ -13,9 +13,12 @@ import torch
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import InvalidInput, NotFound
+from belvedere_platform.resources.training_data import Augmentation, TrainingData
+from belvedere_platform.resources.training_run import Architecture
 from belvedere_training.config import RunConfig, read_config, resolve
 from belvedere_training.model.config import SIZES, TOWERS, ModelConfig, VitConfig
 from belvedere_training.model.files import load_artifact
+from belvedere_training.model.normalization import normalise
 from belvedere_training.model.tokenizer import encode
 from belvedere_training.recipe import prepare, train, watched_split
 from belvedere_training.step import Diverged, Stepper
@@ -218,6 +221,38 @@ def test_the_digest_is_of_what_decides_the_outcome() -> None:
     again = config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})})
     other = config.model_copy(update={"size": "small"})
     assert config.digest() == again.digest() != other.digest()
+
+
+def test_a_run_goes_on_where_a_newer_release_fills_in_more_fields() -> None:
+    filled = RunConfig.model_validate(read_config(json.dumps(GOOD), where="run.yaml").model_dump(by_alias=True))
+    assert filled.digest() == read_config(json.dumps(GOOD), where="run.yaml").digest()
+    colours = filled.model_copy(update={"data": TrainingData(dataset="emoji", augmentation=Augmentation(gray_share=0))})
+    assert colours.digest() != filled.digest()
+
+
+def test_pictures_and_texts_are_varied_as_the_data_says(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    still = {name: 0 for name in ("rotation", "shift", "brightness", "colorShift", "grayShare")}
+    data = {
+        "augmentation": {**still, "smallest": 1, "largest": 1},
+        "texts": {"englishShare": 1, "captionAlone": 1, "captionDropped": 0},
+    }
+    config = run_config()
+    config = config.model_copy(
+        update={
+            "data": TrainingData.model_validate({"dataset": config.data.dataset, **data}),
+            "architecture": Architecture(max_length=7),
+        }
+    )
+    stepper = prepare(resolve(config, store), store, LocalWorld(cores=1)).stepper
+    batch = stepper.loader.batch(0)
+    corpus = stepper.corpus
+    expected = normalise(corpus.pixels(batch.pairs.pictures), stepper.model.config.normalization)
+    assert torch.allclose(batch.pixels_B3SS, expected, atol=1e-5)
+    assert [corpus.records[row]["captions"]["en"] for row in batch.pairs.pictures] == list(batch.pairs.texts)
+    assert stepper.model.config.text.max_length == 7
+    assert batch.tokens_BT.shape[1] <= 7
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,15 @@ class RunConfig(TrainingRunSpec):
         return f"{self.run.namespace}-{self.run.name}-{self.run.uid[:8]}"
 
     def digest(self) -> str:
-        """Return the digest of what decides the outcome: everything but who runs it, where, and on how many workers."""
+        """Return the digest of what decides the outcome: everything but who runs it, where, and on how many workers.
+
+        What has its default is left out, so that a run goes on where a newer release knows more fields.
+        """
         document = self.model_dump(
-            mode="json", by_alias=True, exclude={"run", "workers", "suspend", "resume", "queue", "pod"}
+            mode="json",
+            by_alias=True,
+            exclude={"run", "workers", "suspend", "resume", "queue", "pod"},
+            exclude_defaults=True,
         )
         return "sha256:" + hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 

@@ -170,6 +170,8 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
     shape = sized(config.size, topology=wanted.topology, tower=wanted.tower, attend=wanted.attend)
     document = shape.model_dump()
     document["vision"]["image_size"] = corpus.size
+    if wanted.max_length:
+        document["text"]["max_length"] = wanted.max_length
     if wanted.normalization:
         document["normalization"] = NORMALIZATIONS[wanted.normalization]
     if config.objectives.mim and not shape.pixels.num_layers and shape.vision.kind == "vit":

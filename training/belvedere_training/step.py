@@ -101,6 +101,8 @@ class Stepper:
             normalization=self.model.config.normalization,
             attributes=self.model.config.parts.attributes if self.objectives.disentangle else {},
             router=self._router(),
+            augmentation=config.data.augmentation,
+            texts=config.data.texts,
             texts_each=self.setting.texts_per_picture,
         )
         self.share_out(self.counts)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from belvedere_platform.resources.base import CelRule, Digest, Name, Part, PrinterColumn, Resource, Status, Timestamp
 from belvedere_platform.resources.pod_patch import PodPatch
+from belvedere_platform.resources.training_data import TrainingData
 
 
 class WorkerResources(Part):
@@ -37,12 +38,6 @@ class Workers(Part):
         ),
     ] = "Auto"
     cel: ClassVar = (CelRule(rule="self.min <= self.max", message="workers.min must not be greater than workers.max"),)
-
-
-class TrainingData(Part):
-    """The data set, by artifact name (the tag `datasets/NAME`) or digest."""
-
-    dataset: Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Optimization(Part):
@@ -113,6 +108,9 @@ class Architecture(Part):
         Field(
             description="mean and deviation by which pictures are normalised, in training and by every server; half: all 0.5"
         ),
+    ] = None
+    max_length: Annotated[
+        int | None, Field(ge=4, le=512, description="tokens of a text; what is longer is cut off")
     ] = None
 
 

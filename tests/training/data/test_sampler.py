@@ -7,9 +7,10 @@ import random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from belvedere_platform.resources.training_data import TextChoice
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.sampler import PairSampler
-from belvedere_training.data.texts import TextChoice, draw_text
+from belvedere_training.data.texts import draw_text
 
 CHECKS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from belvedere_training.data.texts import TextChoice, draw_text, join, statement
+from belvedere_platform.resources.training_data import TextChoice
+from belvedere_training.data.texts import draw_text, join, statement
 
 RECORD: dict[str, Any] = {
     "captions": {"en": "red circle", "zh": "红色圆形"},
@@ -34,7 +35,7 @@ def test_shares_are_those_asked() -> None:
 
 def test_questions_are_drawn_with_their_answers_where_there_are_any() -> None:
     asked = [["what shape is in the picture?", "circle"], ["is there a blue shape?", "no"]]
-    texts = drawn({**RECORD, "questions": asked}, TextChoice(asked=0.6, most_asked=1))
+    texts = drawn({**RECORD, "questions": asked}, TextChoice(question_share=0.6, most_questions=1))
     answered = [text for text in texts if text in {statement(*one) for one in asked}]
     assert abs(len(answered) / len(texts) - 0.6) < 0.03
     assert set(answered) == {"what shape is in the picture? circle", "is there a blue shape? no"}
@@ -42,7 +43,7 @@ def test_questions_are_drawn_with_their_answers_where_there_are_any() -> None:
 
 def test_a_text_holds_as_many_answered_questions_as_asked_for() -> None:
     asked = [["what shape?", "circle"], ["is it blue?", "no"], ["is it red?", "yes"]]
-    texts = drawn({**RECORD, "questions": asked}, TextChoice(asked=1.0, most_asked=2), 50)
+    texts = drawn({**RECORD, "questions": asked}, TextChoice(question_share=1.0, most_questions=2), 50)
     assert "is it blue? no\nwhat shape? circle" in texts
     assert {text.count("?") for text in texts} == {2}
 

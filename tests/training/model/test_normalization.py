@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.resources.training_data import Augmentation
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe
 from belvedere_training.config import RunConfig, resolve
-from belvedere_training.data.augmentation import Augmentation, views
+from belvedere_training.data.augmentation import views
 from belvedere_training.explanation.score import pair_of
 from belvedere_training.model.config import HALF, NORMALIZATIONS, ModelConfig, migrated
 from belvedere_training.model.export import preprocessing
@@ -22,7 +23,7 @@ from belvedere_training.model.normalization import from_half, normalise, white
 from belvedere_training.recipe import prepare
 from belvedere_training.world import LocalWorld
 
-SMALL = Augmentation(rotation=0, smallest=0.5, largest=0.5, shift=0, brightness=0, colour_shift=0, grey_share=0)
+SMALL = Augmentation(rotation=0, smallest=0.5, largest=0.5, shift=0, brightness=0, color_shift=0, gray_share=0)
 
 
 @pytest.fixture(scope="module")

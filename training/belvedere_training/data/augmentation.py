@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from belvedere_platform.resources.training_data import Augmentation
 from belvedere_training.model.config import HALF, Normalization
 from belvedere_training.model.normalization import from_half, normalise
 from belvedere_training.model.text import PAD_ID
 
 # B batch, S picture edge, T tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """How far views go. Angles in radians, shifts as a share of the edge."""
-
-    rotation: float = 0.1
-    smallest: float = 0.85
-    largest: float = 1.15
-    shift: float = 0.1
-    brightness: float = 0.2
-    colour_shift: float = 0.15
-    grey_share: float = 0.15
-    word_dropout: float = 0.0
 
 
 def views(
@@ -54,9 +39,9 @@ def views(
     white = 1.0  # sampling pads with zeros, so white is moved there and back
     moved_B3SS = functional.grid_sample(normalise(own_B3SS, HALF) - white, grid_BSS2, align_corners=False) + white
     gain_B111 = (1 + (draw_B10[:, 4] - 0.5) * 2 * setting.brightness)[:, None, None, None]
-    tint_B311 = ((draw_B10[:, 5:8] - 0.5) * 2 * setting.colour_shift)[:, :, None, None]
+    tint_B311 = ((draw_B10[:, 5:8] - 0.5) * 2 * setting.color_shift)[:, :, None, None]
     lit_B3SS = moved_B3SS * gain_B111 + tint_B311
-    grey_B111 = (draw_B10[:, 8] < setting.grey_share)[:, None, None, None]
+    grey_B111 = (draw_B10[:, 8] < setting.gray_share)[:, None, None, None]
     mixed = torch.where(grey_B111, lit_B3SS.mean(1, keepdim=True).expand_as(lit_B3SS), lit_B3SS)
     return from_half(mixed, normalization).contiguous(memory_format=torch.channels_last)
 

@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from belvedere_training.data.augmentation import Augmentation, drop_words, views
+from belvedere_platform.resources.training_data import Augmentation, TextChoice
+from belvedere_training.data.augmentation import drop_words, views
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.data.sampler import Pairs, PairSampler
 from belvedere_training.model.config import HALF, Normalization
@@ -64,6 +65,7 @@ class Loader:
         attributes: Mapping[str, Sequence[str]] | None = None,
         router: ResolutionRouter | None = None,
         augmentation: Augmentation | None = None,
+        texts: TextChoice | None = None,
         texts_each: int = 1,
         ahead: int = 1,
     ) -> None:
@@ -72,7 +74,7 @@ class Loader:
         self.augmentation, self.normalization = augmentation or Augmentation(), normalization
         self.attributes, self.router = attributes or {}, router
         self._marks = mark_ids(tokenizer)
-        self.sampler = PairSampler(corpus, seed=seed, texts_each=texts_each)
+        self.sampler = PairSampler(corpus, seed=seed, texts=texts, texts_each=texts_each)
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
 
     def batch(self, position: int) -> Batch:

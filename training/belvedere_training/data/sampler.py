@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from belvedere_platform.resources.training_data import TextChoice
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.texts import MARK, TextChoice, draw_text
+from belvedere_training.data.texts import MARK, draw_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from belvedere_platform.resources.training_data import TextChoice
 
 MARK = "?"
 BETWEEN_QUESTIONS = "\n"
 """What ends a question, and what ends its answer where another question follows: each is a token of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextChoice:
-    """How often which text is taken. Languages that a record lacks leave their share to the others."""
-
-    english_share: float = 0.65
-    caption_alone: float = 0.65
-    caption_dropped: float = 0.12
-    """Share of texts that are made of synonyms (tags) alone; the rest is the caption with synonyms."""
-    most_synonyms: int = 3
-    asked: float = 0.75
-    """Share of texts that are questions with their answers, where a record has any."""
-    most_asked: int = 2
-
-
 def draw_text(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
     """Return a caption, a caption with tags, or tags alone, in one of the record's languages; or answered questions."""
     questions = record.get("questions")
-    if questions and choose.random() < setting.asked:
-        some = choose.sample(questions, min(len(questions), setting.most_asked))
+    if questions and choose.random() < setting.question_share:
+        some = choose.sample(questions, min(len(questions), setting.most_questions))
         return BETWEEN_QUESTIONS.join(statement(*one) for one in some)
     language = draw_language(record, choose, setting)
     caption, tags = record["captions"][language], list(record["tags"].get(language, ()))
