@@ -51,16 +51,21 @@ def test_a_format_without_hardware_for_it_is_given_up_after_a_few_rows(tiny: Mod
 
 
 def test_what_was_asked_is_not_compared(tiny: ModelConfig) -> None:
-    clock = ticks(1.0)
-    execution, report = choose(DualStream(tiny), "fp32", (1,), torch.device("cpu"), lambda: next(clock))
-    assert execution.precision == "fp32"
-    assert len(report) == 1
+    clock = ticks(1.0, 1.0, 0.25)  # fp32 alone; one thread, two threads
+    execution, report = choose(DualStream(tiny), "fp32", (1, 2), torch.device("cpu"), lambda: next(clock))
+    assert (execution.precision, execution.threads) == ("fp32", 2)
+    assert len(report) == 3
+
+
+def test_nothing_is_measured_where_nothing_is_left_to_choose(tiny: ModelConfig) -> None:
+    execution, report = choose(DualStream(tiny), "bf16", (1, 1), torch.device("cpu"), lambda: pytest.fail("measured"))
+    assert (execution.precision, execution.threads, report) == ("bf16", 1, {})
 
 
 def test_measuring_changes_neither_statistics_nor_gradients(tiny: ModelConfig) -> None:
     model = DualStream(tiny)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    choose(model, "fp32", (1,), torch.device("cpu"))
+    choose(model, "fp32", (1, 2), torch.device("cpu"))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())

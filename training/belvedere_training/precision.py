@@ -34,7 +34,7 @@ class Execution:
 def choose(
     model: DualStream, asked: str, thread_counts: Iterable[int], device: torch.device, clock: Clock | None = None
 ) -> tuple[Execution, dict[str, float]]:
-    """Return the fastest way to compute a step, and pairs a second of each that was tried.
+    """Return the fastest way to compute a step, and pairs a second of each that was tried; nothing is tried where only one may be.
 
     On processors, formats are compared by the processor time of one thread: neighbours on the same cores would
     otherwise decide. Threads are compared by the wall clock, because waiting for one another is what they may cost.
@@ -43,6 +43,9 @@ def choose(
     timer = clock or _timer(on_cpu)
     formats = ("fp32", "bf16") if asked == "auto" else (asked,)
     rates: dict[str, float] = {}
+    counts = sorted(set(thread_counts))
+    if len(formats) == len(counts) == 1:
+        return Execution(precision=asked, threads=counts[0]), rates
     for rows in (_FIRST_ROWS, _ROWS) if len(formats) > 1 else (_ROWS,):
         rates |= {
             name: _pairs_per_second(model, Execution(precision=name, threads=1), device, timer, rows)
@@ -55,11 +58,11 @@ def choose(
         threads: _pairs_per_second(
             model, Execution(precision=precision, threads=threads), device, clock or time.perf_counter, _ROWS
         )
-        for threads in sorted(set(thread_counts))
-        if len(set(thread_counts)) > 1
+        for threads in counts
+        if len(counts) > 1
     }
     report |= {f"{precision} x {threads}, wall": round(rate, 1) for threads, rate in by_wall.items()}
-    threads = max(by_wall, key=lambda count: by_wall[count]) if by_wall else max(thread_counts)
+    threads = max(by_wall, key=lambda count: by_wall[count]) if by_wall else counts[-1]
     return Execution(precision=precision, threads=threads), report
 
 
