@@ -14,19 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
-
 from belvedere_platform.telemetry.benchmark import Row, result
-from belvedere_training.commands.data import data
-from belvedere_training.data.corpus import load_split, pull_dataset, resolve_dataset
-from belvedere_training.data.styles import STYLES
+from belvedere_training.data.corpus import load_split
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.model.dual import multiply_adds
 from sliced import SLICE_SECONDS, STATE, trained
-from training_subject import Subject, run_config
+from training_subject import CONCEPTS, Subject, run_config
 
-DATASET = "emoji-concepts"
-UNSEEN_BY_THE_BASELINE = ("fluent-hc",)
 SPLITS = ("heldout_style", "heldout_concepts", "hard_style")
 BUDGET = int(os.environ.get("BELVEDERE_BENCH_RECALL_PAIRS", "200000"))
 TEXTS = int(os.environ.get("BELVEDERE_BENCH_RECALL_TEXTS", "2"))
@@ -45,11 +39,8 @@ NAMES = (*TARGETS, "recall_time_vs_baseline")
 
 def rows(subject: Subject) -> list[Row]:
     """Train the nano model and the baseline once each, and return their recalls, and ours in time of theirs."""
-    styles = ",".join(name for name in STYLES if name not in UNSEEN_BY_THE_BASELINE)
-    build = ["build", "emoji", "--styles", styles, "--held-out", "concepts", "--output-tag", f"datasets/{DATASET}"]
-    CliRunner().invoke(data, [*build, "--artifacts", subject.store.url], catch_exceptions=False)
-    folder = pull_dataset(subject.store, resolve_dataset(subject.store, DATASET))
-    config = run_config("recall", pairs=OWN_BUDGET, dataset=DATASET, textsPerPicture=TEXTS)
+    folder = subject.concepts
+    config = run_config("recall", pairs=OWN_BUDGET, dataset=CONCEPTS, textsPerPicture=TEXTS)
     config = config.model_copy(
         update={"evaluation": config.evaluation.model_copy(update={"every_pairs": OWN_BUDGET // 3})}
     )

@@ -13,9 +13,13 @@ from belvedere_platform.errors import NotFound
 from belvedere_training.commands.data import data
 from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import pull_dataset, resolve_dataset
+from belvedere_training.data.styles import STYLES
 from belvedere_training.model.files import LoadedModel, load_artifact
 from belvedere_training.recipe import train
 from belvedere_training.world import LocalWorld
+
+CONCEPTS = "emoji-concepts"
+UNSEEN_BY_THE_BASELINE = ("fluent-hc",)
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,14 @@ class Subject:
             CliRunner().invoke(data, ["build", "emoji", "--artifacts", self.store.url], catch_exceptions=False)
             digest = resolve_dataset(self.store, "emoji")
         return pull_dataset(self.store, digest)
+
+    @cached_property
+    def concepts(self) -> Path:
+        """Return the folder of the emoji set with single concepts held out and without a style: what the baseline was tried on."""
+        styles = ",".join(name for name in STYLES if name not in UNSEEN_BY_THE_BASELINE)
+        build = ["build", "emoji", "--styles", styles, "--held-out", "concepts", "--output-tag", f"datasets/{CONCEPTS}"]
+        CliRunner().invoke(data, [*build, "--artifacts", self.store.url], catch_exceptions=False)
+        return pull_dataset(self.store, resolve_dataset(self.store, CONCEPTS))
 
     @cached_property
     def model(self) -> LoadedModel:

@@ -145,6 +145,15 @@ class Stepper:
             self.teacher.follow(self.model)
         return loss
 
+    def look(self, position: int, rows: int) -> None:
+        """Make the forward pass of the first rows at a position and learn nothing from it: what a pass costs is counted so."""
+        view, was_training = self._view(position), self.module.training
+        self.module.eval()
+        self._embed(view, slice(0, rows), drawn(self.objectives, self.setting.seed, position))
+        if self.teacher is not None:
+            self.teacher.embed(view.pixels_B3SS[:rows], view.tokens_BT[:rows])
+        self.module.train(was_training)
+
     def agree_on_statistics(self) -> None:
         """Take rank 0's running statistics, as the next step would: parts of a checkpoint come from all ranks."""
         if self.world.size > 1:
