@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ from belvedere_platform.protocol import INPUT_OF, InferRequest, Tensor
 from belvedere_platform.protocol.http_messages import HEADER_LENGTH, render_infer_request
 
 PATIENCE_SECONDS = 30.0
+IDLE_SECONDS = 4.0
+"""How long a connection may have been idle to be used again: below the five seconds after which Python's servers close one."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def bodies(model: str, elements: Sequence[bytes]) -> list[Body]:
 
 async def closed_loop(url: str, given: Sequence[Body], *, clients: int, seconds: float) -> Outcome:
     """Let so many clients send one request after the other."""
-    outcome, lines = Outcome(), _Lines(url)
+    outcome, lines = Outcome(), Lines(url)
     turn = itertools.cycle([lines.encoded(body) for body in given])
     begin = time.perf_counter()
     end = begin + seconds
@@ -85,7 +87,7 @@ async def open_loop(
     url: str, given: Sequence[Body], *, rate: float, seconds: float, deadline_seconds: float, most_in_flight: int = 2000
 ) -> Outcome:
     """Send at a rate whatever comes back, each request with a deadline that the server is told."""
-    outcome, lines = Outcome(), _Lines(url)
+    outcome, lines = Outcome(), Lines(url)
     told = {"x-envoy-expected-rq-timeout-ms": str(round(1000 * deadline_seconds))}
     turn = itertools.cycle([lines.encoded(body, told) for body in given])
     running: set[asyncio.Task[None]] = set()
@@ -107,15 +109,21 @@ async def open_loop(
     return outcome
 
 
-class _Lines:
+class Lines:
     """Connections to one server; a request takes one that is free, or a new one."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.perf_counter) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self._host, self._port, self._prefix = parts.hostname, parts.port or 80, parts.path.rstrip("/")
-        self._free: list[_Line] = []
+        self._clock = clock
+        self._free: list[tuple[_Line, float]] = []
         self._all: set[_Line] = set()
+
+    @property
+    def num_open(self) -> int:
+        """Return how many connections are open."""
+        return len([line for line in self._all if line.is_open])
 
     def encoded(self, body: Body, more: dict[str, str] | None = None) -> bytes:
         """Return a request as it goes over the line."""
@@ -129,10 +137,10 @@ class _Lines:
         line: _Line | None = None
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                line = self._free.pop() if self._free else await self._connect()
+                line = self._idle() or await self._connect()
                 status = await line.ask(request)
             if line.is_open:
-                self._free.append(line)
+                self._free.append((line, self._clock()))
         except (OSError, TimeoutError, ValueError) as error:
             status = type(error).__name__
             if line is not None:
@@ -141,6 +149,16 @@ class _Lines:
         taken = time.perf_counter() - started
         outcome.statuses[status] += 1
         (outcome.latencies if status == "200" else outcome.refused).append(taken)
+
+    def _idle(self) -> _Line | None:
+        """Return a connection that is idle and will not be closed just now. What was used last is used first."""
+        while self._free:
+            line, since = self._free.pop()
+            if line.is_open and self._clock() - since < IDLE_SECONDS:
+                return line
+            line.close()
+            self._all.discard(line)
+        return None
 
     async def _connect(self) -> _Line:
         _, line = await asyncio.get_running_loop().create_connection(_Line, self._host, self._port)

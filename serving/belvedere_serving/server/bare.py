@@ -17,6 +17,7 @@ from belvedere_platform.errors import Unavailable
 from belvedere_serving.server import engine_cache
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.door import Door
+from belvedere_serving.server.door_protocol import DoorProtocol
 from belvedere_serving.server.grpc_service import ANSWER_OF, REFLECTED, GrpcAnswers, add_to_server
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import NoMetrics
@@ -58,6 +59,7 @@ async def serving(
     http_server = uvicorn.Server(
         uvicorn.Config(
             Door(V2HttpApp(service)),
+            http=DoorProtocol,
             lifespan="on",
             log_config=None,
             access_log=False,

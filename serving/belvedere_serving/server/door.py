@@ -11,7 +11,10 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from belvedere_platform.protocol import Reason
@@ -30,6 +33,9 @@ ARRIVED = "belvedere.arrived"
 DEADLINE_HEADER = b"x-envoy-expected-rq-timeout-ms"
 _WORK = ("/infer", "/generate", "/generate_stream")
 _OPENAI_WORK = ("/v1/embeddings", "/v1/chat/completions")
+_DOORED = _WORK + _OPENAI_WORK
+HOLD_SHARE, HOLD_SECONDS = 0.01, 0.01
+"""For what part of the time that is given, and how long at most, a door stays closed that has been found so."""
 TOO_BUSY = "the server is too busy; try again later"
 
 
@@ -40,9 +46,18 @@ class Host(Protocol):
         """Return after how many seconds to come again, where one more request beside so many could not be answered in time."""
         ...
 
-    def count_refused(self, model: str, protocol: str) -> None:
-        """Count a request that was refused before it was read."""
+    def count_refused(self, model: str, protocol: str, number: int = 1) -> None:
+        """Count requests that were refused before they were read."""
         ...
+
+
+@dataclass(kw_only=True, slots=True)
+class _Closed:
+    """A model that lets nobody in for some milliseconds who gives it the same time."""
+
+    told: bytes | None
+    retry_after_seconds: int
+    num_refused: int = 1
 
 
 class Door:
@@ -56,6 +71,7 @@ class Door:
         self._inside: dict[str, int] = {}
         self._num_inside = 0
         self._host: Host | None = None
+        self._closed: dict[str, _Closed] = {}
 
     def introduce(self, host: Host) -> None:
         """Learn who is inside. Ray makes its doors itself, so the host finds his by the first request that comes through it."""
@@ -65,12 +81,12 @@ class Door:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Refuse a request for work that could not be answered in time; pass on any other."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(_WORK + _OPENAI_WORK):
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(_DOORED):
             await self._app(scope, receive, send)
             return
-        self._turns.look()
         model = model_of(scope["path"])
-        if (seconds := self._retry_after(model, scope["headers"])) is not None:
+        told = next((value for name, value in scope["headers"] if name == DEADLINE_HEADER), None)
+        if (seconds := self._retry_after(model, told)) is not None:
             for message in refusal(scope["path"], seconds):
                 await send(message)
             return
@@ -85,14 +101,44 @@ class Door:
             if not self._inside[model]:
                 del self._inside[model]
 
-    def _retry_after(self, model: str, headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    def refused(self, path: str, told: bytes | None) -> bytes | None:
+        """Return the whole answer to a POST that is not let in, None for one that may come in. `told`: its deadline's header.
+
+        For a server that has read no more than this, and has no task for the request: nothing is cheaper to it.
+        """
+        if not path.endswith(_DOORED):
+            return None
+        seconds = self._retry_after(model_of(path), told)
+        return None if seconds is None else _on_the_line(path.endswith(_OPENAI_WORK), seconds)
+
+    def _retry_after(self, model: str, told: bytes | None) -> int | None:
+        closed = self._closed.get(model)
+        if closed is not None and closed.told == told and self._num_inside:
+            closed.num_refused += 1
+            return closed.retry_after_seconds
+        self._turns.look()
         seconds = 1 if self._turns.too_long(self._num_inside) else None
         if seconds is None and self._host is not None:
-            told = next((value for name, value in headers if name == DEADLINE_HEADER), None)
             seconds = self._host.retry_after(model, timeout_of(told), self._inside.get(model, 0))
-        if seconds is not None and self._host is not None:
+        if seconds is not None and closed is None and self._num_inside:
+            self._close(model, told, seconds)
+        elif seconds is not None and self._host is not None:
             self._host.count_refused(model, "http")
         return seconds
+
+    def _close(self, model: str, told: bytes | None, seconds: int) -> None:
+        """Answer all that ask the same within the next milliseconds as the one that was just refused: the queue is no shorter by then.
+
+        To count each by itself would cost as much as to refuse it.
+        """
+        self._closed[model] = _Closed(told=told, retry_after_seconds=seconds)
+        hold = HOLD_SHARE * (timeout_of(told) or HOLD_SECONDS)
+        asyncio.get_running_loop().call_later(min(hold, HOLD_SECONDS), self._open, model)
+
+    def _open(self, model: str) -> None:
+        closed = self._closed.pop(model)
+        if self._host is not None:
+            self._host.count_refused(model, "http", closed.num_refused)
 
 
 def send_at_once() -> None:
@@ -114,9 +160,14 @@ def send_at_once() -> None:
 
 
 def middlewares() -> list[Any]:
-    """Return what Ray Serve puts in front of its HTTP servers."""
-    from starlette.middleware import Middleware
+    """Return what Ray Serve puts in front of its HTTP servers; they are made after this, and by then have their protocol from us.
 
+    Ray lets nobody choose it, but takes what uvicorn finds by the name of its default.
+    """
+    from starlette.middleware import Middleware
+    from uvicorn.config import HTTP_PROTOCOLS
+
+    HTTP_PROTOCOLS["auto"] = "belvedere_serving.server.door_protocol:DoorProtocol"
     return [Middleware(Door, begun=send_at_once)]
 
 
@@ -144,15 +195,28 @@ def time_left(scope: Message, headers: Mapping[bytes, bytes]) -> float | None:
 
 def refusal(path: str, retry_after_seconds: int) -> tuple[Message, Message]:
     """Return the answer to a request that is not let in, as its client reads it."""
-    content = _OPENAI if path.endswith(_OPENAI_WORK) else _V2
-    headers = [
+    content, headers = _refusal(path.endswith(_OPENAI_WORK), retry_after_seconds)
+    start = {"type": "http.response.start", "status": _STATUS, "headers": headers}
+    return start, {"type": "http.response.body", "body": content}
+
+
+def _refusal(openai: bool, retry_after_seconds: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    content = _OPENAI if openai else _V2
+    return content, [
         (b"content-type", b"application/json"),
         (b"retry-after", b"%d" % retry_after_seconds),
         (b"content-length", b"%d" % len(content)),
     ]
-    start = {"type": "http.response.start", "status": Reason.RESOURCE_EXHAUSTED.http_status, "headers": headers}
-    return start, {"type": "http.response.body", "body": content}
 
+
+@lru_cache(maxsize=256)
+def _on_the_line(openai: bool, retry_after_seconds: int) -> bytes:
+    content, headers = _refusal(openai, retry_after_seconds)
+    head = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (_STATUS, HTTPStatus(_STATUS).phrase.encode(), head, content)
+
+
+_STATUS = Reason.RESOURCE_EXHAUSTED.http_status
 
 _V2 = error_body(TOO_BUSY)
 _OPENAI = json.dumps(

@@ -14,12 +14,12 @@ _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 class ServerMetrics(Protocol):
     """Where a server reports to."""
 
-    def count_request(self, model: str, protocol: str, code: str) -> None:
-        """Count an answered request; `code` is OK or the reason of its error."""
+    def count_request(self, model: str, protocol: str, code: str, number: int = 1) -> None:
+        """Count answered requests; `code` is OK or the reason of its error."""
         ...
 
-    def count_dropped(self, model: str, why: str) -> None:
-        """Count a request that left the queue without being run."""
+    def count_dropped(self, model: str, why: str, number: int = 1) -> None:
+        """Count requests that left the queue without being run."""
         ...
 
     def set_queue_length(self, model: str, length: int) -> None:
@@ -38,10 +38,10 @@ class ServerMetrics(Protocol):
 class NoMetrics:
     """Reports to nobody."""
 
-    def count_request(self, model: str, protocol: str, code: str) -> None:
+    def count_request(self, model: str, protocol: str, code: str, number: int = 1) -> None:
         """Do nothing."""
 
-    def count_dropped(self, model: str, why: str) -> None:
+    def count_dropped(self, model: str, why: str, number: int = 1) -> None:
         """Do nothing."""
 
     def set_queue_length(self, model: str, length: int) -> None:
@@ -76,16 +76,16 @@ class RayMetrics:
             for stage in STAGES
         }
 
-    def count_request(self, model: str, protocol: str, code: str) -> None:
-        """Count an answered request."""
+    def count_request(self, model: str, protocol: str, code: str, number: int = 1) -> None:
+        """Count answered requests."""
         tags = {"model": model, "protocol": protocol, "code": code}
-        self._requests.inc(1, tags)
+        self._requests.inc(number, tags)
         if code != "OK":
-            self._errors.inc(1, tags)
+            self._errors.inc(number, tags)
 
-    def count_dropped(self, model: str, why: str) -> None:
-        """Count a request that left the queue without being run."""
-        self._dropped.inc(1, {"model": model, "why": why})
+    def count_dropped(self, model: str, why: str, number: int = 1) -> None:
+        """Count requests that left the queue without being run."""
+        self._dropped.inc(number, {"model": model, "why": why})
 
     def set_queue_length(self, model: str, length: int) -> None:
         """Report how many inputs wait."""

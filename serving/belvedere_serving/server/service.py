@@ -253,11 +253,11 @@ class InferenceService:
         limit = self._request_timeout_seconds
         return found.retry_after(limit if timeout_seconds is None else min(limit, timeout_seconds), inside)
 
-    def count_refused(self, model: str, protocol: str) -> None:
-        """Count a request that was refused before it was read."""
+    def count_refused(self, model: str, protocol: str, number: int = 1) -> None:
+        """Count requests that were refused before they were read."""
         name = model if model in self._models else "unknown"
-        self._metrics.count_dropped(name, "busy")
-        self._metrics.count_request(name, protocol, Reason.RESOURCE_EXHAUSTED.name)
+        self._metrics.count_dropped(name, "busy", number)
+        self._metrics.count_request(name, protocol, Reason.RESOURCE_EXHAUSTED.name, number)
 
     async def close(self) -> None:
         """Stop taking requests and end the workers."""

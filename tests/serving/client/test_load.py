@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from belvedere_serving.client.load import bodies, closed_loop, open_loop
+from belvedere_serving.client.load import IDLE_SECONDS, Lines, Outcome, bodies, closed_loop, open_loop
 
 GIVEN = bodies("embed_text", [b"red", b"blue"])
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
@@ -76,3 +76,44 @@ async def test_a_server_that_hangs_up_is_called_again(said: bytes, status: str) 
         outcome = await closed_loop(url, GIVEN, clients=2, seconds=0.05)
     assert set(outcome.statuses) == {status}
     assert outcome.statuses[status] > 2
+
+
+async def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used_again() -> None:
+    """Servers close connections that were idle for some seconds. To take one of those is no failure of the server's."""
+    gone = asyncio.Semaphore(0)
+
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        writer.write(OK)
+        writer.close()
+        await writer.wait_closed()
+        gone.release()
+
+    async with a_server(answer) as url:
+        lines, outcome = Lines(url), Outcome()
+        request = lines.encoded(GIVEN[0])
+        for _ in range(3):
+            await lines.send(request, outcome)
+            await gone.acquire()
+            while lines.num_open:  # noqa: ASYNC110 - the server's end has closed; the loop has yet to hear of it
+                await asyncio.sleep(0)
+        lines.close()
+    assert outcome.statuses == {"200": 3}
+
+
+async def test_a_connection_that_the_server_is_about_to_close_is_not_used_again() -> None:
+    """Else a request meets a connection that is being closed, and nobody knows whether it was read."""
+    now, connections = 0.0, set()
+
+    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
+        connections.add(writer)
+        writer.write(OK)
+
+    async with a_server(answer) as url:
+        lines, outcome = Lines(url, clock=lambda: now), Outcome()
+        request = lines.encoded(GIVEN[0])
+        for later, known in ((0.0, 1), (IDLE_SECONDS - 0.1, 1), (2 * IDLE_SECONDS, 2)):
+            now = later
+            await lines.send(request, outcome)
+            assert (len(connections), lines.num_open) == (known, 1)
+        lines.close()
+    assert outcome.statuses == {"200": 3}

@@ -24,12 +24,12 @@ class Recorded(NoMetrics):
         self.batches: list[int] = []
         self.counted = asyncio.Event()
 
-    def count_request(self, model: str, protocol: str, code: str) -> None:
-        self.requests.append((model, protocol, code))
+    def count_request(self, model: str, protocol: str, code: str, number: int = 1) -> None:
+        self.requests += [(model, protocol, code)] * number
         self.counted.set()
 
-    def count_dropped(self, model: str, why: str) -> None:
-        self.dropped.append((model, why))
+    def count_dropped(self, model: str, why: str, number: int = 1) -> None:
+        self.dropped += [(model, why)] * number
 
     def observe_batch(self, model: str, size: int) -> None:
         self.batches.append(size)

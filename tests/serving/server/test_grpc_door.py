@@ -32,8 +32,8 @@ class Host:
     def retry_after(self, model: str, timeout_seconds: float | None, inside: int) -> int | None:
         return 7 if inside >= self.most else None
 
-    def count_refused(self, model: str, protocol: str) -> None:
-        self.refused.append((model, protocol))
+    def count_refused(self, model: str, protocol: str, number: int = 1) -> None:
+        self.refused += [(model, protocol)] * number
 
 
 def crowded() -> Turns:
