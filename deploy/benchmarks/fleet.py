@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from belvedere_operators.controllers.context import installed_toolchain
 from belvedere_operators.manifests.enginejob import engine_tag
@@ -23,6 +25,8 @@ from belvedere_platform.store.kubernetes_transport import Transport
 NUM_NODES = 20
 NUM_VERSIONS = 10
 API = "belvedere.dev/v1alpha1"
+LOOK_EVERY_SECONDS = 0.2
+LAST_LINES = 20
 
 
 def toolchain_digest() -> str:
@@ -146,6 +150,41 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """A program without which there is nothing to wait for."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+async def while_they_run(work: Coroutine[Any, Any, None], *needed: Needed) -> None:
+    """Do the work to its end. Raises RuntimeError with a program's last words as soon as one of these ends."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_one_ends(needed))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        ended = _ended(needed)
+        if ended is None or (working.done() and working.exception() is None):
+            return working.result()
+        said = ended.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        raise RuntimeError("\n".join([f"{ended.name} ended with {ended.process.returncode}:", *said]))
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _one_ends(needed: Sequence[Needed]) -> None:
+    while _ended(needed) is None:  # noqa: ASYNC110 - a process tells nobody when it ends
+        await asyncio.sleep(LOOK_EVERY_SECONDS)
+
+
+def _ended(needed: Sequence[Needed]) -> Needed | None:
+    return next((each for each in needed if each.process.poll() is not None), None)
 
 
 @contextmanager

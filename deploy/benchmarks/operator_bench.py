@@ -14,7 +14,6 @@ import asyncio
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
@@ -32,8 +31,10 @@ from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_platform.store.kubernetes_transport import Transport
 from belvedere_platform.telemetry.benchmark import Row, earlier_rows, result, write_benchmark
 from belvedere_serving.tuning.servers import free_ports
+from ending import end_in_order
 from fleet import (
     NUM_VERSIONS,
+    Needed,
     apply_all,
     control_plane,
     fill_artifacts,
@@ -43,8 +44,10 @@ from fleet import (
     python,
     running,
     training_run,
+    while_they_run,
 )
 from operator_process import PATIENCE_SECONDS, Operator
+from scratch import scratch
 from shares import Meter, control_plane_programs, cpu_seconds, told
 
 NAMESPACE = "bench-operator"
@@ -188,11 +191,12 @@ async def run(bench: Bench) -> None:
     kwok = [bench.kwok, f"--kubeconfig={bench.kubeconfig}", f"--config={stages}", selector]
     with running(kwok, bench.folder / "kwok.log") as process:
         bench.processes["kwok"] = process.pid
+        playing = Needed(name="kwok", process=process, log=bench.folder / "kwok.log")
         if bench.parts & {"services", "runs", "restart"}:
-            await _run_ours(bench)
+            await while_they_run(_run_ours(bench), playing)
         if "peer" in bench.parts:
             print(f"bench: {bench.objects} RayJobs under the real KubeRay", flush=True)
-            await peer(bench)
+            await while_they_run(peer(bench), playing)
     if "tests" in bench.parts:
         print("bench: what tests measure", flush=True)
         bench.rows += await asyncio.to_thread(measured_in_tests.rows, bench.kubeconfig, bench.folder)
@@ -208,26 +212,32 @@ async def _run_ours(bench: Bench) -> None:
     port, simulator_port = free_ports(2)
     words = operator_words(bench, port, simulator_port)
     simulator = python("simulator.py", str(bench.kubeconfig), NAMESPACE, str(simulator_port))
-    with running(simulator, bench.folder / "simulator.log") as playing:
+    log, operator_log = bench.folder / "simulator.log", bench.folder / "operator.log"
+    with running(simulator, log) as playing:
         bench.processes["simulator"] = playing.pid
-        with running(words, bench.folder / "operator.log") as process:
-            operator = Operator(port, process)
+        needed = Needed(name="the simulator", process=playing, log=log)
+        with running(words, operator_log) as process:
             bench.processes["operator"] = process.pid
-            await operator.wait_ready()
-            await apply_all(bench.store, versions)
-            if bench.parts & {"services", "restart"}:
-                await _measure_services(bench, operator)
-            if bench.parts & {"runs", "restart"}:
-                await _measure_runs(bench, operator, runs)
-            peak = operator.memory_mib("VmHWM")
-            limit = 400 if bench.objects >= 1000 else None
-            bench.rows.append(result("operator_rss_mib", peak, "MiB", "lower", limit, note="the most it ever had"))
-            if "restart" in bench.parts:
-                await operator.wait_quiet()
-            (bench.folder / "operator-metrics.log").write_text(await operator.metrics())
+            measuring = _measure_operator(bench, Operator(port, process), versions, runs)
+            await while_they_run(measuring, needed, Needed(name="the operator", process=process, log=operator_log))
         if "restart" in bench.parts:
             print("bench: restart", flush=True)
-            await restart(bench, words, port, bench.folder / "operator.log")
+            await while_they_run(restart(bench, words, port, operator_log), needed)
+
+
+async def _measure_operator(bench: Bench, operator: Operator, versions: list[Manifest], runs: list[str]) -> None:
+    await operator.wait_ready()
+    await apply_all(bench.store, versions)
+    if bench.parts & {"services", "restart"}:
+        await _measure_services(bench, operator)
+    if bench.parts & {"runs", "restart"}:
+        await _measure_runs(bench, operator, runs)
+    peak = operator.memory_mib("VmHWM")
+    limit = 400 if bench.objects >= 1000 else None
+    bench.rows.append(result("operator_rss_mib", peak, "MiB", "lower", limit, note="the most it ever had"))
+    if "restart" in bench.parts:
+        await operator.wait_quiet()
+    (bench.folder / "operator-metrics.log").write_text(await operator.metrics())
 
 
 def _limit_seconds(objects: int) -> float | None:
@@ -280,13 +290,14 @@ async def main() -> int:
     )
     parser.add_argument("--logs", type=Path, help="keep the logs there")
     options = parser.parse_args()
+    end_in_order()
     began = time.monotonic()
     with ExitStack() as stack:
-        temporary = stack.enter_context(tempfile.TemporaryDirectory())
-        kubeconfig = options.control_plane or stack.enter_context(control_plane(Path(temporary) / "control-plane"))
+        folder = stack.enter_context(scratch("belvedere-operator-"))
+        kubeconfig = options.control_plane or stack.enter_context(control_plane(folder / "control-plane"))
         bench = Bench(
             kubeconfig=kubeconfig.absolute(),
-            folder=Path(temporary),
+            folder=folder,
             objects=options.objects,
             parts=options.only,
             kwok=options.kwok,

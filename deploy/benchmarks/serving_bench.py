@@ -17,7 +17,6 @@ import contextlib
 import json
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -45,6 +44,7 @@ from malformed import malformed_grpc, malformed_http
 from overload import on_cores, overload, overload_rows, server_and_client_cores
 from peer_engine import Engine
 from ray_application import memory_mib, ray_application
+from scratch import scratch
 from servers import peer, triton
 from vision import Vision, picture, push_model
 
@@ -270,17 +270,17 @@ def main() -> None:
     options = parser.parse_args()
     end_in_order()
     started, rows = time.monotonic(), []
-    with tempfile.TemporaryDirectory(prefix="belvedere-serving-") as scratch:
-        store = ArtifactStore(Path(scratch, "artifacts").as_uri())
+    with scratch("belvedere-serving-") as folder:
+        store = ArtifactStore((folder / "artifacts").as_uri())
         if "engines" in options.only:
             rows += engine_rows(store, say)
         if "texts" in options.only:
-            rows += length_rows(store, Path(scratch), say)
+            rows += length_rows(store, folder, say)
         if "generation" in options.only:
-            rows += generation_rows(Path(scratch), say)
-            rows += int8_head_rows(Path(scratch), say)
+            rows += generation_rows(folder, say)
+            rows += int8_head_rows(folder, say)
         if set(options.only) - {"engines", "texts", "generation"}:
-            rows += asyncio.run(server_rows(store, Path(scratch), options))
+            rows += asyncio.run(server_rows(store, folder, options))
     write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
 
 

@@ -9,7 +9,6 @@ that is there instead of training one first, `--teacher` a small one to learn fr
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ import training_recall
 import training_steps
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from ending import end_in_order
+from scratch import scratch
 from training_subject import Subject, prepared
 
 PACKAGES = ("belvedere", "torch", "ray", "captum", "tokenizers")
@@ -70,8 +70,8 @@ def main() -> None:
     options = parser.parse_args()
     end_in_order()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
-        subject = prepared(Path(folder), options.artifacts, options.model, options.pairs, options.teacher)
+    with scratch("belvedere-bench-") as folder:
+        subject = prepared(folder, options.artifacts, options.model, options.pairs, options.teacher)
         rows: list[Row] = []
         for name in options.only or GROUPS:
             names, group = GROUPS[name]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from belvedere_platform.telemetry.benchmark import earlier_rows
+from fleet import Needed, while_they_run
 from operator_bench import PARTS, parts_of
 from shares import Meter, control_plane_programs, cpu_seconds, told
 
@@ -45,3 +49,42 @@ def test_the_programs_of_a_control_plane_are_those_started_last(tmp_path: Path) 
     assert control_plane_programs(tmp_path) == {}
     (tmp_path / "processes").write_text("etcd 1 7\netcd 2 8\nkube-apiserver 3 9\nkube-controller-manager 4 9\n")
     assert control_plane_programs(tmp_path) == {"etcd": 2, "API server": 3, "controller manager": 4}
+
+
+def program(tmp_path: Path, script: str) -> Needed:
+    log = tmp_path / "program.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=output, stderr=output)
+    return Needed(name="the simulator", process=process, log=log)
+
+
+async def test_a_wait_ends_with_the_program_that_it_waits_for(tmp_path: Path) -> None:
+    needed = program(tmp_path, "print('no port is free'); raise SystemExit(3)")
+    with pytest.raises(RuntimeError, match="the simulator ended with 3:\nno port is free"):
+        await while_they_run(asyncio.sleep(600), needed)
+
+
+async def test_a_wait_that_fails_since_a_program_ended_says_which(tmp_path: Path) -> None:
+    needed = program(tmp_path, "print('no port is free')")
+    needed.process.wait()
+
+    async def ask() -> None:
+        raise ConnectionError("refused")
+
+    with pytest.raises(RuntimeError, match="the simulator ended with 0:\nno port is free"):
+        await while_they_run(ask(), needed)
+
+
+async def test_work_that_is_done_is_done_whatever_ends_then(tmp_path: Path) -> None:
+    needed = program(tmp_path, "import time; time.sleep(600)")
+    try:
+        await while_they_run(asyncio.sleep(0), needed)
+        with pytest.raises(ValueError, match="of its own"):
+            await while_they_run(fail(), needed)
+    finally:
+        needed.process.kill()
+        needed.process.wait()
+
+
+async def fail() -> None:
+    raise ValueError("of its own")

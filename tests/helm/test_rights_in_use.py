@@ -111,7 +111,7 @@ class Cluster:
         return path
 
     def remove(self) -> None:
-        self.kubectl("delete", "--wait=false", "namespace", self.system, self.models)
+        self.kubectl("delete", "--wait=false", "--ignore-not-found", "namespace", self.system, self.models)
         for kind in ("clusterrole", "clusterrolebinding"):
             components = ("operator", "gateway", "operator-nodes")
             names = [f"{self.system}-belvedere-{component}" for component in components]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,10 @@ def test_a_second_version_stays_near_its_parent(store: ArtifactStore, tiny: Mode
     assert held > free
 
 
-def test_a_loss_that_is_no_number_stops_the_run(store: ArtifactStore, tiny: ModelConfig, run_config: Configure) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where the batch is left for whoever reads the message
     loop = prepare(resolve(run_config(), store), store, LocalWorld(cores=1))
     with torch.no_grad():
         loop.stepper.model.text_projection.weight.fill_(float("nan"))
