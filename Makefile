@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-ablation bench-curve bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue
+.PHONY: help setup demo down test check format bench bench-ablation bench-curve bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue metrics-server
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -91,6 +91,9 @@ operator-killed: setup ## an operator killed every 5 s and cut off in between, f
 kueue: setup ## Kueue's controller, for the test of queues (built once, then cached)
 	@deploy/cluster/build.sh && deploy/cluster/kueue.sh
 
+metrics-server: setup ## what HorizontalPodAutoscalers ask for the use of pods, for the test of one (built once, then cached)
+	@deploy/cluster/metrics_server.sh
+
 control-plane: setup ## a real Kubernetes API server on loopback (built once, then cached); prints its kubeconfig
 	@deploy/cluster/build.sh && python deploy/cluster/control_plane.py up
 
@@ -110,6 +113,7 @@ cluster-down: ## end and remove what `make cluster-up` started, whatever became 
 cluster-test: ## the tests on a cluster: BELVEDERE_TEST_KUBECONFIG's, else kind's, else a bare node for this run (SHORT=1); whole, it writes what bench-cluster does
 	@deploy/setup/setup.sh --with-helm
 	@$(if $(SHORT),true,deploy/setup/triton.sh || echo "Triton cannot be set up here: its test will be skipped" >&2)
+	@$(if $(SHORT),true,deploy/cluster/metrics_server.sh >/dev/null || echo "metrics-server cannot be built here: its test will be skipped" >&2)
 	@$(if $(SHORT)$(PYTEST_ARGS),deploy/cluster/cluster.sh $(if $(SHORT),short,test) $(PYTEST_ARGS),python deploy/benchmarks/cluster_bench.py --output build/bench/cluster.json --whole)
 
 lock: setup ## pin the requirements anew

@@ -21,6 +21,7 @@ from node_settings import PAUSE_IMAGE
 HERE = Path(__file__).resolve().parent
 MANIFESTS = HERE / "manifests"
 OWN_IMAGE = "docker.io/library/belvedere:dev"
+METRICS_SERVER_IMAGE = "registry.k8s.io/metrics-server/metrics-server:v0.8.0"
 READY_WITHIN_SECONDS = 240
 
 
@@ -38,6 +39,12 @@ def alertmanager() -> Path:
 def triton() -> Path:
     """Return the folder of the Triton that `make triton` set up, if it did."""
     return cached_tools() / "triton"
+
+
+def metrics_server() -> Path:
+    """Return the metrics-server that `make metrics-server` builds, built or not."""
+    where = subprocess.run([HERE / "metrics_server.sh", "--where"], check=True, capture_output=True, text=True)
+    return Path(where.stdout.strip())
 
 
 def monitoring_versions(tools: Tools) -> dict[str, str]:
@@ -69,6 +76,8 @@ def images(checkout: Path, tools: Tools) -> list[Image]:
         f"quay.io/prometheus/prometheus:{versions['PROMETHEUS_VERSION']}": addons["prometheus"] / "bin/prometheus",
         f"quay.io/prometheus/alertmanager:{versions['ALERTMANAGER_VERSION']}": alertmanager(),
     }
+    if metrics_server().exists():
+        operators[METRICS_SERVER_IMAGE] = metrics_server()
     programs = [_program_image(name, program) for name, program in operators.items()]
     return [*programs, redis_image(tools), own_image(checkout)]
 
@@ -116,6 +125,7 @@ def own_image(checkout: Path) -> Image:
 def install(kubeconfig: Path, tools: Tools, volumes: Path) -> None:
     """Apply everything that a bare node runs as pods, and wait until it serves."""
     kubectl = Kubectl(kubeconfig)
+    kubectl.apply(MANIFESTS / "kube-router.yaml")
     kubectl.apply(MANIFESTS / "coredns.yaml", MANIFESTS / "storage.yaml", values={"VOLUMES": str(volumes)})
     install_operators(kubectl, tools)
     for namespace, deployment in (("kube-system", "coredns"), ("local-path-storage", "local-path-provisioner")):

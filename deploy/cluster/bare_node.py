@@ -35,7 +35,16 @@ from cgroups import hierarchies
 from images import shared_folders, with_shared_folders, write_archive
 from instance import LOOK_EVERY_SECONDS, START_TIMEOUT_SECONDS, Instance, ProgramEnded, answers, run_command
 from machine import check_machine
-from node_programs import FIRST, REST, Tools, find_tools, make_node_certificates, node_programs
+from node_programs import (
+    FIRST,
+    KUBE_ROUTER_HEALTH_PORT,
+    LAST,
+    REST,
+    Tools,
+    find_tools,
+    make_node_certificates,
+    node_programs,
+)
 from node_settings import (
     API_SERVER_PORT,
     CONTAINERD_SOCKET,
@@ -126,6 +135,7 @@ class BareNode(Instance):
         await asyncio.to_thread(self._import_images, images)
         part = self.write_kubeconfig(certificates)
         await asyncio.to_thread(addons.install, part, self._tools, self.folders.state / "volumes")
+        await self._enforce_policies()
         # It appears whole or not at all: that it is there says that everything serves.
         part.rename(self.kubeconfig)
 
@@ -221,6 +231,13 @@ class BareNode(Instance):
                 self.want([*programs])
                 await self.wait(partial(self._serving, client, programs, url), programs, "the node does not serve")
 
+    async def _enforce_policies(self) -> None:
+        """Return when network policies are enforced."""
+        self.want([*FIRST, *REST, *LAST])
+        health = f"http://{self.link.node_address}:{KUBE_ROUTER_HEALTH_PORT}/healthz"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            await self.wait(partial(answers, client, health), LAST, "network policies are not enforced")
+
     async def _serving(self, client: httpx.AsyncClient, programs: tuple[str, ...], path: str) -> bool:
         ended = self._ended()
         # One that comes too early ends and is started again; one that does so often never will.
@@ -286,7 +303,7 @@ def main() -> int:
     """Run one command. Returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("up", "down", "run", "stop", "start", "ready", "able"))
-    parser.add_argument("program", nargs="?", choices=(*FIRST, *REST), help="for stop and start")
+    parser.add_argument("program", nargs="?", choices=(*FIRST, *REST, *LAST), help="for stop and start")
     parser.add_argument("--directory", type=Path, default=ROOT / "build" / "cluster", help="default: %(default)s")
     options = parser.parse_args()
     node = BareNode(options.directory, find_tools())
@@ -307,7 +324,7 @@ def main() -> int:
 
 def _stop_or_start(node: BareNode, command: str, program: str | None) -> None:
     if program is None:
-        raise InvalidInput(f"{command} needs a program: one of {', '.join((*FIRST, *REST))}")
+        raise InvalidInput(f"{command} needs a program: one of {', '.join((*FIRST, *REST, *LAST))}")
     others = [each for each in node.wanted() if each != program]
     node.want(others if command == "stop" else [*others, program])
 

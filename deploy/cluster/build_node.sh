@@ -11,9 +11,9 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/go.sh"
 node_programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy)
-addons=(pause coredns storage kuberay prometheus-operator prometheus)
-packages=(containerd runc containernetworking-plugins iptables conntrack
-  libip4tc2 libip6tc2 libmnl0 libnetfilter-conntrack3 libnfnetlink0 libnftnl11 libxtables12 libseccomp2)
+addons=(pause coredns storage network-policies kuberay prometheus-operator prometheus)
+packages=(containerd runc containernetworking-plugins iptables ipset conntrack
+  libip4tc2 libip6tc2 libipset13 libmnl0 libnetfilter-conntrack3 libnfnetlink0 libnftnl11 libxtables12 libseccomp2)
 kubernetes=$("$here/build.sh" --where)
 # What a Ray head keeps its state in, and what it needs beyond any Debian's own libraries.
 redis_packages=(redis-server redis-tools libjemalloc2 liblzf1)
@@ -26,6 +26,7 @@ programs() {
   case $1 in
     pause) echo pause=belvedere.dev/cluster/pause ;;
     coredns) echo coredns=github.com/coredns/coredns ;;
+    network-policies) echo kube-router=github.com/cloudnativelabs/kube-router/v2/cmd/kube-router ;;
     storage) echo local-path-provisioner=github.com/rancher/local-path-provisioner ;;
     kuberay) echo manager=github.com/ray-project/kuberay/ray-operator ;;
     prometheus) echo prometheus=./cmd/prometheus ;;
@@ -121,7 +122,7 @@ fi
 "$here/build.sh" "${node_programs[@]}"
 lock "$tools/addons/lock"
 if [ ! -x "$packages_folder/usr/bin/containerd" ]; then
-  say "getting containerd, runc, network plugins and iptables"
+  say "getting containerd, runc, network plugins, iptables and ipset"
   get_packages "$packages_folder.part" "${packages[@]}"
   # What Debian would link when it installs the package.
   for name in iptables ip6tables; do

@@ -16,6 +16,11 @@ PORTS = Ports(etcd_clients=2379, etcd_peers=2380, api_server=API_SERVER_PORT, co
 INSIDE = f"https://127.0.0.1:{API_SERVER_PORT}"
 FIRST = ("etcd", "kube-apiserver")
 REST = ("containerd", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+# It may read nothing before its role is applied.
+LAST = ("kube-router",)
+KUBE_ROUTER_HEALTH_PORT = 20244
+AGGREGATOR = "belvedere:aggregator"
+"""Who speaks for others, as the API server does to APIs that it passes on, such as that of metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ def make_node_certificates(folders: Folders, link: Link) -> Certificates:
         service_accounts=service_account_keys(folders.certificates),
     )
     authority.issue("kubelet-client", "kube-apiserver-kubelet-client", groups=("system:masters",))
+    authority.issue("aggregator", AGGREGATOR)
     kubelet = authority.issue(
         "kubelet", f"system:node:{NODE}", groups=("system:nodes",), server=True, addresses=address
     )
@@ -56,6 +62,7 @@ def make_node_certificates(folders: Folders, link: Link) -> Certificates:
         "kube-controller-manager": certificates.controllers,
         "kube-scheduler": authority.issue("scheduler", "system:kube-scheduler", server=True),
         "kube-proxy": authority.issue("proxy", "system:kube-proxy"),
+        "kube-router": authority.issue("router", "belvedere:kube-router"),
         "kubelet": kubelet,
     }
     for name, user in users.items():
@@ -75,8 +82,9 @@ def node_programs(folders: Folders, link: Link, tools: Tools, certificates: Cert
     }
     commands = {name: [str(kubernetes / name), *arguments(values)] for name, values in flags.items()}
     commands["etcd"] = [str(kubernetes / "etcd"), *etcd(folders.directory / "state", PORTS, certificates).arguments]
+    commands["kube-router"] = [str(tools.addons["network-policies"] / "bin/kube-router"), *arguments(_router(folders))]
     commands["containerd"] = ["/usr/bin/containerd", "--config", str(folders.config / "containerd.toml")]
-    return {name: commands[name] for name in (*FIRST, *REST)}
+    return {name: commands[name] for name in (*FIRST, *REST, *LAST)}
 
 
 def _api_server(folders: Folders, link: Link, certificates: Certificates) -> dict[str, object]:
@@ -88,6 +96,9 @@ def _api_server(folders: Folders, link: Link, certificates: Certificates) -> dic
         "bind-address": "0.0.0.0",
         "advertise-address": link.node_address,
         "endpoint-reconciler-type": "lease",
+        "requestheader-allowed-names": AGGREGATOR,
+        "proxy-client-cert-file": folders.certificates / "aggregator.crt",
+        "proxy-client-key-file": folders.certificates / "aggregator.key",
         "authorization-mode": "Node,RBAC",
         "enable-admission-plugins": "NodeRestriction",
         "service-cluster-ip-range": SERVICES,
@@ -111,6 +122,7 @@ def _controller_manager(folders: Folders, certificates: Certificates) -> dict[st
         "root-ca-file": certificates.authority,
         "service-account-private-key-file": certificates.service_accounts.key,
         "use-service-account-credentials": "true",
+        "horizontal-pod-autoscaler-sync-period": "5s",
         "leader-elect": "false",
         "profiling": "false",
     }
@@ -135,4 +147,18 @@ def _kubelet(folders: Folders, link: Link) -> dict[str, object]:
         "hostname-override": NODE,
         "node-ip": link.node_address,
         "root-dir": folders.state / "kubelet",
+    }
+
+
+def _router(folders: Folders) -> dict[str, object]:
+    # Of what it can do only the network policies: services are kube-proxy's, and there is no other node to route to.
+    return {
+        "run-firewall": "true",
+        "run-router": "false",
+        "run-service-proxy": "false",
+        "enable-cni": "false",
+        "kubeconfig": folders.config / "kube-router.kubeconfig",
+        "hostname-override": NODE,
+        "service-cluster-ip-range": SERVICES,
+        "health-port": KUBE_ROUTER_HEALTH_PORT,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 import uuid
@@ -90,6 +91,8 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def release(cluster: Cluster, figures: Figures) -> Iterator[Release]:
     """The chart, installed from nothing into a namespace in which pods must be as restricted as Kubernetes knows."""
+    if shutil.which("helm") is None:
+        pytest.skip("helm is not set up: deploy/setup/setup.sh --with-helm")
     kept = os.environ.get("BELVEDERE_TEST_NAMESPACE")
     namespace = kept or f"belvedere-{uuid.uuid4().hex[:6]}"
     cluster.apply(restricted_namespace(namespace))

@@ -36,8 +36,9 @@ class Answer:
 class Load:
     """Sends requests while the block runs, at a fixed rate whether or not the earlier ones were answered."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, requests_per_second: float = REQUESTS_PER_SECOND) -> None:
         self.answers: list[Answer] = []
+        self._pause_seconds = 1 / requests_per_second
         self._address = address
         self._outstanding = 0
         self._changed = threading.Condition()
@@ -67,7 +68,7 @@ class Load:
     def _send(self) -> None:
         texts = itertools.cycle(TEXTS)
         with triton.InferenceServerClient(self._address) as client:
-            while not self._ended.wait(1 / REQUESTS_PER_SECOND):
+            while not self._ended.wait(self._pause_seconds):
                 words = triton.InferInput("TEXT", [1], "BYTES")
                 words.set_data_from_numpy(np.array([next(texts).encode()], dtype=np.object_))
                 with self._changed:

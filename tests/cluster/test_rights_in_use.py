@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from . import test_belvedere, test_faults, test_nothing_left
+from . import test_belvedere, test_faults, test_horizontal_scaling, test_nothing_left
 from .release import Release
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -19,14 +19,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 Right = tuple[str, str, str]
 """API group, resource, verb."""
 COMPONENTS = ("operator", "gateway")
+STORY = (test_belvedere, test_faults, test_horizontal_scaling, test_nothing_left)
 UNUSED: set[Right] = {
     # Asked only by clusters that enforce who may block an owner's deletion, such as OpenShift.
     *(("belvedere.dev", f"{plural}/finalizers", "update") for plural in ("trainingruns", "modelversions")),
     *(("belvedere.dev", f"{plural}/finalizers", "update") for plural in ("engines", "modelservices")),
     ("ray.io", "rayservices/finalizers", "update"),
     ("apps", "deployments/finalizers", "update"),
-    # Of what a service may ask for, or ask for no more: tests/helm does.
-    *(("autoscaling", "horizontalpodautoscalers", verb) for verb in ("create", "patch", "delete")),
+    # Of what a service may ask for no more: tests/helm does.
     ("policy", "poddisruptionbudgets", "delete"),
     # Asked when the network policies are switched off.
     ("networking.k8s.io", "networkpolicies", "delete"),
@@ -88,7 +88,7 @@ def test_after_the_whole_story_every_right_was_used(
     release: Release, node: Path, component: str, request: pytest.FixtureRequest
 ) -> None:
     told = {item.name for item in request.session.items}
-    chapters = [name for module in (test_belvedere, test_faults, test_nothing_left) for name in vars(module)]
+    chapters = [name for module in STORY for name in vars(module)]
     untold = [name for name in chapters if name.startswith("test_") and name not in told]
     if untold:
         pytest.skip(f"the story was not told whole: {untold[0]} is not among the tests of this run")
