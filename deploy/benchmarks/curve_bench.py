@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from curve_plot import write_page
 from curve_recipes import RECIPES
 from curve_run import Curve, curve_of
 from ending import end_in_order
+from scratch import scratch
 from sliced import STATE
 from training_subject import Subject, prepared
 
@@ -96,8 +96,8 @@ def main() -> None:
     end_in_order()
     started = time.monotonic()
     rows = earlier_rows(options.output)
-    with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as folder:
-        subject = prepared(Path(folder), options.artifacts, None, 0)
+    with scratch("belvedere-bench-") as folder:
+        subject = prepared(folder, options.artifacts, None, 0)
         for name in options.only or RECIPES:
             print(f"[{time.monotonic() - started:6.0f} s] {name}", flush=True)
             own = measured(name, subject, options.seconds, options.points)
