@@ -26,7 +26,7 @@ from belvedere_serving.engines.compiling import (
     one_by_one,
     prepare,
 )
-from belvedere_serving.engines.device import engine_tag, this_device, toolchain
+from belvedere_serving.engines.device import device_for, engine_tag, this_device, toolchain
 from belvedere_serving.engines.head_precision import Int8
 from belvedere_serving.engines.heads import build_heads
 from belvedere_serving.engines.runtime import Variant
@@ -75,7 +75,7 @@ def build(
 ) -> EngineResult:
     """Return the engine of a model for a target: the one that is there, or a new one. It is pushed even if parity fails."""
     described = store.resolve(model)
-    device, tools = this_device(), toolchain(target.runtime)
+    device, tools = device_for(target.device), toolchain(target.runtime)
     variants = variants_of(target, device)
     own_tag = engine_tag(described.digest, target.runtime, target.precision, tools, device)
     if (found := _find(store, own_tag, gate)) is not None:
@@ -85,7 +85,7 @@ def build(
         bench = prepare(store, described, Path(scratch), gate, device, say)
         engine, candidates = _fastest(bench, variants)
         small = engine.variant.precision == "int8"
-        heads = build_heads(bench.folder, bench.inputs, say, Int8(gate=gate, device=device) if small else None)
+        heads = build_heads(bench.folder, bench.inputs, say, Int8(gate=gate, device=this_device()) if small else None)
         config = {
             **engine.figures,
             "parity": {**engine.figures["parity"], **heads.parity},

@@ -17,6 +17,7 @@ from belvedere_serving.engines.device import Device
 from belvedere_serving.engines.export import export
 from belvedere_serving.engines.loading import ENGINE_FILE, SUFFIXES, LoadedRuntime, engine_json, open_runtime
 from belvedere_serving.engines.measure import Source
+from belvedere_serving.engines.node_cache import cache_root
 from belvedere_serving.engines.runtime import TOWER_INPUT, Variant
 from belvedere_serving.engines.source import (
     PROGRAMS,
@@ -138,18 +139,29 @@ def _candidates(bench: Bench, tower: str, variant: Variant) -> list[Candidate]:
 
 def _built(bench: Bench, tower: str, variant: Variant, method: str) -> Path:
     """Return the file that a runtime opens, made from an ONNX model of the method."""
-    source = _onnx(bench, tower, method if variant.precision == "int8" else "fp32")
+    if variant.runtime == "tensorrt":
+        return tensorrt_plan(bench, tower, method)
+    source = onnx_model(bench, tower, method if variant.precision == "int8" else "fp32")
     if variant.runtime == "onnxruntime":
         return source
     target = bench.folder / f"{tower}-{variant.runtime}-{method}{SUFFIXES[variant.runtime][0]}"
-    if variant.runtime == "openvino":
-        from belvedere_serving.engines.openvino import convert
+    from belvedere_serving.engines.openvino import convert
 
-        convert(source, target)
-    else:
-        from belvedere_serving.engines.tensorrt import build_plan
+    convert(source, target)
+    return target
 
-        build_plan(source, target, variant.precision, bench.inputs[tower].array.shape[1:])
+
+def tensorrt_plan(bench: Bench, tower: str, method: str) -> Path:
+    """Return the plan of TensorRT. What is not in 8 bits is in 16, unless fp32 is asked for."""
+    from belvedere_serving.engines.tensorrt import build_plan, timing_cache
+
+    source = onnx_model(bench, tower, method)
+    if method not in ("fp32", "fp16"):
+        half = bench.folder / f"{tower}-{method}-half.onnx"
+        quantize.halve(source, half)
+        source = half
+    target = bench.folder / f"{tower}-tensorrt-{method}.plan"
+    build_plan(source, target, bench.inputs[tower].array.shape[1:], timing_cache(bench.device, cache_root()))
     return target
 
 
@@ -163,8 +175,8 @@ def _converted(bench: Bench, tower: str, variant: Variant) -> Path:
     return target
 
 
-def _onnx(bench: Bench, tower: str, method: str) -> Path:
-    """Return the tower as ONNX, in fp32 or quantized by a method. What was made once is not made again."""
+def onnx_model(bench: Bench, tower: str, method: str) -> Path:
+    """Return the tower as ONNX, in fp32, fp16 or quantized by a method. What was made once is not made again."""
     key = (tower, method)
     if key in bench.exported:
         return bench.exported[key]
@@ -172,10 +184,12 @@ def _onnx(bench: Bench, tower: str, method: str) -> Path:
     if method == "fp32":
         export(bench.torch.programs[tower], tower, file)
     elif method == "prepared":
-        quantize.prepare(_onnx(bench, tower, "fp32"), file)
+        quantize.prepare(onnx_model(bench, tower, "fp32"), file)
+    elif method == "fp16":
+        quantize.halve(onnx_model(bench, tower, "fp32"), file)
     else:
         inputs = {TOWER_INPUT[tower]: bench.inputs[tower].array}
-        quantize.quantize(method, tower, _onnx(bench, tower, "prepared"), file, inputs, bench.device)
+        quantize.quantize(method, tower, onnx_model(bench, tower, "prepared"), file, inputs, bench.device)
     bench.exported[key] = file
     return file
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from belvedere_serving.engines.export import OPSET
 from belvedere_serving.engines.litert import converter_version
@@ -32,10 +34,12 @@ _TELLING = (
 
 @dataclass(frozen=True)
 class Device:
-    """A processor: its name, and the instruction sets that decide how fast small integers are."""
+    """What engines run on: its name, and what decides which of them it can run, and how fast."""
 
     name: str
     features: tuple[str, ...]
+    """Of a processor its instruction sets for small numbers; of a GPU its architecture and its driver."""
+    kind: Literal["cpu", "gpu"] = "cpu"
 
     @property
     def has_vnni(self) -> bool:
@@ -48,7 +52,7 @@ class Device:
         return bool({"asimddp", "i8mm"} & set(self.features))
 
     def __str__(self) -> str:
-        return f"cpu: {self.name} ({', '.join(self.features) or 'no vector extensions known'})"
+        return f"{self.kind}: {self.name} ({', '.join(self.features) or 'no vector extensions known'})"
 
 
 def parse_cpuinfo(text: str, machine: str) -> Device:
@@ -65,6 +69,30 @@ def this_device() -> Device:
     """Return the processor of this machine."""
     path = Path("/proc/cpuinfo")
     return parse_cpuinfo(path.read_text() if path.exists() else "", platform.machine())
+
+
+def parse_driver(text: str) -> str:
+    """Return the version of NVIDIA's driver that /proc/driver/nvidia/version tells; empty where it tells none."""
+    found = re.search(r"^NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def this_gpu() -> Device | None:
+    """Return the first GPU of this machine, None where there is none. A plan is for one architecture, and drifts with the driver."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    told = torch.cuda.get_device_properties(0)
+    path = Path("/proc/driver/nvidia/version")
+    driver = parse_driver(path.read_text() if path.exists() else "")
+    features = (f"sm_{told.major}{told.minor}", *((f"driver {driver}",) if driver else ()))
+    return Device(told.name, features, "gpu")
+
+
+def device_for(kind: Literal["cpu", "gpu"]) -> Device:
+    """Return what an engine is built on and for: this processor where a GPU is asked for and there is none."""
+    return (this_gpu() if kind == "gpu" else None) or this_device()
 
 
 def toolchain(runtime: str = "auto") -> dict[str, str]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from belvedere_platform.errors import CorruptData, Unavailable
 from belvedere_platform.protocol import EMBEDDING
 from belvedere_serving.engines.export import ExportFailed
+from belvedere_serving.engines.node_cache import is_set_up, tool_folder
 from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays
 
 HINT = "make litert"
@@ -24,10 +25,8 @@ _PATIENCE_SECONDS = 1800
 
 def find_converter(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the environment that converts: BELVEDERE_LITERT's or the cached one; None without any."""
-    named = environment.get("BELVEDERE_LITERT")
-    cache = Path(environment.get("BELVEDERE_CACHE") or Path.home() / ".cache" / "belvedere")
-    folder = Path(named) if named else cache / "tools" / "litert"
-    return folder if (folder / "ready").is_file() else None
+    folder = tool_folder("litert", environment)
+    return folder if is_set_up(folder) else None
 
 
 def converter_version(environment: Mapping[str, str] = os.environ) -> str:

@@ -1,4 +1,4 @@
-"""Ways to make an int8 engine from an fp32 one. Which is best depends on tower and processor, so all that apply are measured."""
+"""Ways to make an int8 or fp16 engine from an fp32 one. Which int8 is best depends on tower and processor, so all that apply are measured."""
 
 from __future__ import annotations
 
@@ -54,6 +54,23 @@ def _static(
     )
 
 
+def _symmetric(source: Path, target: Path, inputs: Mapping[str, npt.NDArray[Any]], device: Device) -> None:
+    """Quantize for TensorRT: it knows signed numbers around zero alone, and adds biases in floating point."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    quantize_static(
+        source,
+        target,
+        _Calibration(inputs),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=_WEIGHTED,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
+    )
+
+
 def _dynamic(source: Path, target: Path, inputs: Mapping[str, npt.NDArray[Any]], device: Device) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -88,8 +105,13 @@ METHODS: dict[str, dict[str, Write]] = {
 """By tower, the methods worth trying: chains of operators stay in int8, products alone go in and out of it."""
 
 
+TENSORRT_METHODS: dict[str, Write] = {"symmetric": _symmetric}
+
+
 def methods(tower: str, runtime: str) -> tuple[str, ...]:
     """Return the methods worth trying for a runtime. Only ONNX Runtime has the operators that dynamic quantization makes."""
+    if runtime == "tensorrt":
+        return tuple(TENSORRT_METHODS)
     return tuple(name for name in METHODS[tower] if runtime == "onnxruntime" or name != "dynamic")
 
 
@@ -106,4 +128,15 @@ def quantize(
     """Write an int8 model made from a prepared one by one of the tower's methods."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        METHODS[tower][method](source, target, inputs, device)
+        {**METHODS[tower], **TENSORRT_METHODS}[method](source, target, inputs, device)
+
+
+def halve(source: Path, target: Path) -> None:
+    """Write the model with its 32-bit numbers in 16 bits, but for what goes in and comes out."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        # It tells of each constant that is cut to what 16 bits hold; parity says whether that matters.
+        warnings.simplefilter("ignore")
+        onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)

@@ -1,7 +1,12 @@
-"""Engines for TensorRT: a plan built on the GPU it is for, and what runs it. Untested where there is no GPU."""
+"""Engines for TensorRT: a plan built on the GPU it is for, and what runs it.
+
+Where there is no GPU the plans are made by TensorRT for RTX in tests, which reads and compiles models as TensorRT 11 does; nothing runs them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +16,7 @@ import numpy.typing as npt
 
 from belvedere_platform.errors import BelvedereError, CorruptData, Unavailable
 from belvedere_platform.protocol import EMBEDDING
+from belvedere_serving.engines.device import Device
 from belvedere_serving.engines.lengths import buckets
 from belvedere_serving.engines.runtime import TOWER_INPUT, Arrays
 
@@ -23,40 +29,57 @@ class BuildFailed(BelvedereError):
     """TensorRT cannot make a plan of a model."""
 
 
-def build_plan(
-    onnx: Path, target: Path, precision: str, input_shape: tuple[int, ...], *, timing_cache: Path | None = None
-) -> None:
-    """Write the plan of an ONNX model for this GPU. An int8 model brings its scales in QDQ nodes.
+def timing_cache(device: Device, cache: Path) -> Path:
+    """Return the file in which the kernels stand that were timed on a GPU with the TensorRT that is installed here."""
+    made_with = f"{device} {_library().__version__}"
+    return cache / "tensorrt" / f"{hashlib.sha256(made_with.encode()).hexdigest()[:16]}.timing"
 
-    `timing_cache`: kept beside plans; kernels that were timed once on this GPU are not timed again.
+
+def build_plan(onnx: Path, target: Path, input_shape: tuple[int, ...], timings: Path) -> None:
+    """Write the plan of an ONNX model for this GPU. Raises BuildFailed.
+
+    The model itself says in which number format each of its parts is: TensorRT 11 takes no other word for it.
+    `timings`: kernels that were timed once on this GPU are not timed again; those of this build are added.
     """
     trt = _library()
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)):
-        said = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
-        raise BuildFailed(f"TensorRT cannot read {onnx.name}: {said[:1000]}")
+    network = _network(trt, builder, logger, onnx)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    for flag in {"fp16": ("FP16",), "int8": ("INT8", "FP16")}.get(precision, ()):
-        config.set_flag(getattr(trt.BuilderFlag, flag))
     profile = builder.create_optimization_profile()
     given = network.get_input(0)
     profile.set_shape(given.name, *profile_shapes(tuple(given.shape), input_shape))
     config.add_optimization_profile(profile)
-    cache = config.create_timing_cache(timing_cache.read_bytes() if timing_cache and timing_cache.exists() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    config.set_timing_cache(_timed_before(config, timings), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildFailed(f"TensorRT built no plan of {onnx.name} in {precision}; its log says why")
+        raise BuildFailed(f"TensorRT built no plan of {onnx.name}; its log says why")
     target.write_bytes(bytes(plan))
-    if timing_cache is not None:
-        timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = timing_cache.with_suffix(".draft")
-        draft.write_bytes(bytes(config.get_timing_cache().serialize()))
-        draft.replace(timing_cache)
+    _keep(timings, bytes(config.get_timing_cache().serialize()))
+
+
+def _network(trt: Any, builder: Any, logger: Any, onnx: Path) -> Any:
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):
+        said = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
+        raise BuildFailed(f"TensorRT cannot read {onnx.name}: {said[:1000]}")
+    return network
+
+
+def _timed_before(config: Any, timings: Path) -> Any:
+    """Return the cache to build with. One that cannot be read, of another TensorRT say, is begun anew."""
+    known = timings.read_bytes() if timings.is_file() else b""
+    return config.create_timing_cache(known) or config.create_timing_cache(b"")
+
+
+def _keep(timings: Path, content: bytes) -> None:
+    timings.parent.mkdir(parents=True, exist_ok=True)
+    # Several builds may end at once; the last one's is as good as any.
+    draft = timings.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(timings)
 
 
 def profile_shapes(network_shape: tuple[int, ...], longest: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT
 from belvedere_serving.engines.loading import LoadedRuntime, load_runtime
+from belvedere_serving.engines.node_cache import cache_root
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
 from belvedere_serving.generation.decoder import HeadPrograms, onnx_heads
 
@@ -31,8 +31,7 @@ class LoadedEngine:
 
 def cache_folder() -> Path:
     """Return where engines are kept on this node."""
-    root = os.environ.get("BELVEDERE_CACHE") or Path.home() / ".cache" / "belvedere"
-    return Path(root) / "engines"
+    return cache_root() / "engines"
 
 
 def fetch(artifacts: str, digest: str, cache: Path) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 import belvedere_platform
 import belvedere_serving
 from belvedere_platform.errors import Unavailable
+from belvedere_serving.engines.node_cache import is_set_up, tool_folder
 from belvedere_serving.triton.model_config import LANE
 
 HINT = "make triton"
@@ -49,10 +50,8 @@ class Launch:
 
 def find_installation(environment: Mapping[str, str] = os.environ) -> Installation:
     """Return the Triton of this machine: BELVEDERE_TRITON's, the cached one from PyPI, or the one on PATH. Raises Unavailable."""
-    named = environment.get("BELVEDERE_TRITON")
-    cache = Path(environment.get("BELVEDERE_CACHE") or Path.home() / ".cache" / "belvedere")
-    folder = Path(named) if named else cache / "tools" / "triton"
-    if (folder / "ready").is_file():
+    folder = tool_folder("triton", environment)
+    if is_set_up(folder):
         return _from_pypi(folder)
     program = shutil.which("tritonserver", path=environment.get("PATH"))
     if program is None:
