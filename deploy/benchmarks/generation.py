@@ -29,11 +29,12 @@ from belvedere_serving.generation.decoder import HEADS_FILE, Geometry, HeadProgr
 from belvedere_serving.generation.generator import CacheOptions, Generator, Writing
 from belvedere_serving.generation.scheduler import Plan
 from belvedere_serving.server.admission import Lane
-from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
+from belvedere_serving.server.batching import Batcher, on_thread
 from belvedere_serving.server.features import FeatureCache, PictureReader
 from belvedere_serving.server.heads import WritingModel, head_metadata
 from belvedere_serving.server.metrics import NoMetrics
 from belvedere_serving.server.timing import Timing
+from belvedere_serving.server.waiting import BatchPolicy
 from belvedere_serving.server.writing import Writer
 from vision import picture
 

@@ -18,11 +18,11 @@ from belvedere_serving.engines.source import HeldOut
 from belvedere_serving.generation.decoder import Heads
 from belvedere_serving.generation.generator import write_alone
 from belvedere_serving.server.admission import Lane
-from belvedere_serving.server.batching import BatchPolicy
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.head_models import EnginePlace, head_models
 from belvedere_serving.server.metrics import NoMetrics
 from belvedere_serving.server.service import InferenceService
+from belvedere_serving.server.waiting import BatchPolicy
 from belvedere_training.model.config import FusionConfig, ModelConfig, TextConfig, VitConfig
 from belvedere_training.model.decoding import DecodeState, DecodeStep, EncodeImage, Match, geometry
 from belvedere_training.model.export_heads import export_heads

@@ -6,24 +6,21 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from belvedere_platform.protocol import Reason, V2Error
-from belvedere_serving.engines.lengths import Lengths, groups, in_order
+from belvedere_serving.engines.lengths import groups, in_order
 from belvedere_serving.server.admission import NEWEST, Forecast, Lag, Lane, Pace
 from belvedere_serving.server.metrics import ServerMetrics
 from belvedere_serving.server.statistics import ModelStatistics
 from belvedere_serving.server.timing import Timing
+from belvedere_serving.server.waiting import Array, BatchPolicy, Entry, EntryQueue, Sizing
 
-Array = npt.NDArray[Any]
 Run = Callable[[Array], Awaitable[Array]]
 WORTH = 0.25
 """What part of a run waiting must save, at least: what is known of how long runs take is no better than that."""
@@ -42,80 +39,6 @@ def on_thread(call: Callable[[Array], Array], executor: Executor, lag: Lag) -> R
         return outputs
 
     return run
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchPolicy:
-    """How large a batch may be, how long it may wait for company, and how much may wait for it.
-
-    `max_rows`: of inputs of full length; where rows have lengths a batch may have as many tokens, so more of short ones.
-    """
-
-    max_rows: int
-    wait_seconds: float
-    max_waiting_rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizing:
-    """What rows cost: their tokens. Only rows of one length are run together. Without it each row costs one."""
-
-    full: int
-    lengths: Callable[[Array], Lengths]
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class _Entry:
-    array: Array
-    answer: asyncio.Future[Array]
-    length: int
-    deadline: float
-    since: float
-    timing: Timing
-    rows: int
-    cost: int
-    """What it adds to a batch: a number of tokens, or of rows."""
-
-
-class _Queue:
-    """Entries in order, and what they are together: a request that is refused has no time to add them up."""
-
-    def __init__(self) -> None:
-        self._entries: deque[_Entry] = deque()
-        self.rows = 0
-        self.cost = 0
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[_Entry]:
-        return iter(self._entries)
-
-    def append(self, entry: _Entry) -> None:
-        """Put an entry at the end."""
-        self._entries.append(entry)
-        self._count(entry, 1)
-
-    def take(self) -> _Entry:
-        """Take the first entry off."""
-        entry = self._entries.popleft()
-        self._count(entry, -1)
-        return entry
-
-    def put_back(self, entries: Sequence[_Entry]) -> None:
-        """Put entries that were taken in front of all others, in their order."""
-        self._entries.extendleft(reversed(entries))
-        for entry in entries:
-            self._count(entry, 1)
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._entries.clear()
-        self.rows = self.cost = 0
-
-    def _count(self, entry: _Entry, sign: int) -> None:
-        self.rows += sign * entry.rows
-        self.cost += sign * entry.cost
 
 
 class Batcher:
@@ -148,8 +71,8 @@ class Batcher:
         self._lane.queues.append(self)
         self._statistics = statistics or ModelStatistics()
         self._clock = clock
-        self._entries = _Queue()
-        self._batch = _Queue()
+        self._entries = EntryQueue()
+        self._batch = EntryQueue()
         self._arrived = asyncio.Event()
         self._admitted_rows = 0
         self._coming_rows = 0
@@ -225,6 +148,8 @@ class Batcher:
             yield
         finally:
             self._admitted_rows -= rows
+            if not self._admitted_rows:
+                self._metrics.set_queue_length(self._name, 0)
 
     def _refuse(self, kind: str, why: str, retry_after_seconds: int) -> NoReturn:
         self._metrics.count_dropped(self._name, kind)
@@ -264,7 +189,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work(), name=f"batcher {self._name}")
-        entry = _Entry(
+        entry = Entry(
             array=array,
             length=length,
             answer=loop.create_future(),
@@ -328,7 +253,7 @@ class Batcher:
 
     def _take(self) -> None:
         """Take the next batch off the queue: the oldest, and what has its length. Who has gone or is too late is left out."""
-        batch, kept, now = self._batch, list[_Entry](), self._clock()
+        batch, kept, now = self._batch, list[Entry](), self._clock()
         length: int | None = None
         while self._entries and batch.cost < self._max_cost:
             entry = self._entries.take()
@@ -349,7 +274,7 @@ class Batcher:
         self._entries.put_back(kept)
         self._last_batch = len(batch)
 
-    async def _run(self, batch: list[_Entry]) -> None:
+    async def _run(self, batch: list[Entry]) -> None:
         """Run a batch. If it fails, its members run alone, so that only the one at fault gets the error."""
         self.running_since = started = self._clock()
         try:
@@ -372,7 +297,7 @@ class Batcher:
             self._answer(entry, own, are_numbers=all_numbers or _are_numbers(own))
             offset += entry.rows
 
-    async def _recover(self, batch: list[_Entry], error: Exception) -> None:
+    async def _recover(self, batch: list[Entry], error: Exception) -> None:
         if len(batch) > 1:
             for entry in batch:
                 if not entry.answer.done():
@@ -385,7 +310,7 @@ class Batcher:
             message = f"model '{self._name}'{whose} failed on this input: {str(error)[:256]}"
             batch[0].answer.set_exception(V2Error(Reason.INTERNAL, message))
 
-    def _answer(self, entry: _Entry, outputs: Array, *, are_numbers: bool) -> None:
+    def _answer(self, entry: Entry, outputs: Array, *, are_numbers: bool) -> None:
         if entry.answer.done():
             return
         if are_numbers:

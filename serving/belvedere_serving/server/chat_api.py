@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -91,12 +91,12 @@ class ChatRequest(_Asked):
 
 
 def completions(
-    service: InferenceService, body: bytes, *, timeout_seconds: float | None
+    service: InferenceService, body: bytes, *, timeout_seconds: float | None, carrier: Mapping[str, str]
 ) -> tuple[ChatRequest, AsyncGenerator[InferResponse]]:
     """Return what is asked and the parts of its answer. Raises V2Error."""
     asked = _parse(body, service)
     request = _request(asked)
-    return asked, service.stream(lambda: request, "openai", timeout_seconds=timeout_seconds)
+    return asked, service.stream(lambda: request, "openai", timeout_seconds=timeout_seconds, carrier=carrier)
 
 
 async def whole(asked: ChatRequest, answers: AsyncGenerator[InferResponse]) -> bytes:

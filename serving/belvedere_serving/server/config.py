@@ -10,7 +10,7 @@ from pydantic.alias_generators import to_camel
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.base import Digest
-from belvedere_serving.server.batching import BatchPolicy
+from belvedere_serving.server.waiting import BatchPolicy
 
 
 class ModelOptions(BaseModel):

@@ -15,7 +15,7 @@ from belvedere_serving.generation.blocks import blocks_for
 from belvedere_serving.generation.decoder import DECODE_STATE, ENCODE_IMAGE, HeadPrograms
 from belvedere_serving.generation.generator import CacheOptions, Generator, Writing
 from belvedere_serving.server.admission import Lane
-from belvedere_serving.server.batching import Batcher, BatchPolicy, on_thread
+from belvedere_serving.server.batching import Batcher, on_thread
 from belvedere_serving.server.config import ModelOptions
 from belvedere_serving.server.explaining import ExplainModel
 from belvedere_serving.server.features import FeatureCache, PictureReader
@@ -23,6 +23,7 @@ from belvedere_serving.server.heads import MatchModel, WritingModel, head_metada
 from belvedere_serving.server.metrics import ServerMetrics
 from belvedere_serving.server.models import Model
 from belvedere_serving.server.statistics import ModelStatistics
+from belvedere_serving.server.waiting import BatchPolicy
 from belvedere_serving.server.writing import Writer
 
 PLATFORM = "onnxruntime_onnx"

@@ -145,8 +145,7 @@ class V2HttpApp:
             lambda: parse_infer_request(name, version, body, None if length is None else length.decode("latin-1")),
             render_infer_response,
             "http",
-            timeout_seconds=time_left(scope, headers),
-            carrier=_carrier(headers),
+            **_told(scope, headers),
         )
         # A text takes long enough for its client to go; watching costs more than a tower's whole run.
         writes = self._service.has(name) and self._service.model(name).decoupled
@@ -161,8 +160,7 @@ class V2HttpApp:
         headers: Headers = dict(scope["headers"])
         try:
             body = await self._body(headers, receive)
-            limit = time_left(scope, headers)
-            content, timing = await openai_api.embeddings(self._service, body, timeout_seconds=limit)
+            content, timing = await openai_api.embeddings(self._service, body, **_told(scope, headers))
         except V2Error as error:
             return failed(error, openai_api.error_body(error))
         return Answer(content, headers=(_JSON, (SERVER_TIMING.encode(), timing.header().encode())))
@@ -172,8 +170,7 @@ class V2HttpApp:
         headers: Headers = dict(scope["headers"])
         try:
             body = await self._body(headers, receive)
-            limit = time_left(scope, headers)
-            asked, answers = chat_api.completions(self._service, body, timeout_seconds=limit)
+            asked, answers = chat_api.completions(self._service, body, **_told(scope, headers))
             if asked.stream:
                 return await while_listening(chat_api.stream(asked, answers).begin(), receive)
             return Answer(await while_listening(chat_api.whole(asked, answers), receive))
@@ -187,10 +184,7 @@ class V2HttpApp:
             return not_allowed(scope["method"], "POST")
         headers: Headers = dict(scope["headers"])
         body = await self._body(headers, receive)
-        options: dict[str, Any] = {
-            "timeout_seconds": time_left(scope, headers),
-            "carrier": _carrier(headers),
-        }
+        options = _told(scope, headers)
         if how == "generate_stream":
             events = generate_api.generate_stream(self._service, name, version, body, **options)
             return await while_listening(events.begin(), receive)
@@ -214,9 +208,10 @@ class V2HttpApp:
         return inflated(b"".join(chunks), encoding.decode("latin-1").lower(), self._max_body_bytes)
 
 
-def _carrier(headers: Headers) -> dict[str, str]:
-    """Return what the client says of the trace that the request belongs to."""
-    return {name: headers[name.encode()].decode("latin-1") for name in CARRIED if name.encode() in headers}
+def _told(scope: Message, headers: Headers) -> dict[str, Any]:
+    """Return what the client says beside its request: how long it waits, and the trace that the request belongs to."""
+    carrier = {name: headers[name.encode()].decode("latin-1") for name in CARRIED if name.encode() in headers}
+    return {"timeout_seconds": time_left(scope, headers), "carrier": carrier}
 
 
 def relative_path(scope: Message) -> str:

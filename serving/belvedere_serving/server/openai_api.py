@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -42,7 +42,9 @@ class EmbeddingsRequest(BaseModel):
     user: str | None = None
 
 
-async def embeddings(service: InferenceService, body: bytes, *, timeout_seconds: float | None) -> tuple[bytes, Timing]:
+async def embeddings(
+    service: InferenceService, body: bytes, *, timeout_seconds: float | None, carrier: Mapping[str, str]
+) -> tuple[bytes, Timing]:
     """Return the answer to a request. Raises V2Error."""
     asked = _parse(body, service)
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
@@ -56,6 +58,7 @@ async def embeddings(service: InferenceService, body: bytes, *, timeout_seconds:
         lambda _, response: _render(asked, response.output(EMBEDDING).array, tokens),
         "openai",
         timeout_seconds=timeout_seconds,
+        carrier=carrier,
     )
 
 

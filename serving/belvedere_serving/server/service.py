@@ -36,7 +36,7 @@ from belvedere_serving.engines.runtime import TOWER_INPUT, Runtime
 from belvedere_serving.plugins.folder import Plugins
 from belvedere_serving.server import describe
 from belvedere_serving.server.admission import Lane
-from belvedere_serving.server.batching import Batcher, Sizing, on_thread
+from belvedere_serving.server.batching import Batcher, on_thread
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.engine_cache import LoadedEngine
 from belvedere_serving.server.head_models import EnginePlace, head_models, warm_up_heads
@@ -45,6 +45,7 @@ from belvedere_serving.server.models import Model, ServedModel, no_tokens
 from belvedere_serving.server.statistics import ModelStatistics
 from belvedere_serving.server.timing import Timing
 from belvedere_serving.server.tracing import Tracing, tracing_of
+from belvedere_serving.server.waiting import Sizing
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")

@@ -22,6 +22,7 @@ class Recorded(NoMetrics):
         self.requests: list[tuple[str, str, str]] = []
         self.dropped: list[tuple[str, str]] = []
         self.batches: list[int] = []
+        self.queue_lengths: dict[str, int] = {}
         self.counted = asyncio.Event()
 
     def count_request(self, model: str, protocol: str, code: str, number: int = 1) -> None:
@@ -30,6 +31,9 @@ class Recorded(NoMetrics):
 
     def count_dropped(self, model: str, why: str, number: int = 1) -> None:
         self.dropped += [(model, why)] * number
+
+    def set_queue_length(self, model: str, length: int) -> None:
+        self.queue_lengths[model] = length
 
     def observe_batch(self, model: str, size: int) -> None:
         self.batches.append(size)

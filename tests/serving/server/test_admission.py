@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from belvedere_platform.protocol import Reason, V2Error
 from belvedere_serving.server.admission import Forecast, Lag, Lane, Pace
-from belvedere_serving.server.batching import Array, Batcher, BatchPolicy
+from belvedere_serving.server.batching import Batcher
 from belvedere_serving.server.metrics import NoMetrics
+from belvedere_serving.server.waiting import Array, BatchPolicy
 from virtual_time import play
 
 MAX_ROWS = 8

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from belvedere_platform.protocol import Reason, V2Error
-from belvedere_serving.server.batching import Array, Batcher, BatchPolicy, Sizing
+from belvedere_serving.server.batching import Batcher
+from belvedere_serving.server.waiting import Array, BatchPolicy, Sizing
 
 FAR = 1e12
 
@@ -77,6 +78,19 @@ async def test_a_failing_request_fails_alone(recorded: Any) -> None:
     assert "13 has no row" in answers[2].message
     assert [float(answers[place][0, 0]) for place in (1, 3)] == [2, 4]  # type: ignore[index]
     assert engine.batches == [[0], [1, 13, 2], [1], [13], [2]]
+    await batcher.close()
+
+
+async def test_a_queue_that_is_empty_again_is_reported_so(recorded: Any) -> None:
+    batcher = a_batcher(Engine(), recorded)
+    with batcher.admitted(3):
+        with batcher.admitted(2):
+            assert recorded.queue_lengths == {"m": 5}
+        await batcher.submit(rows(1, 2, 3), FAR)
+    assert recorded.queue_lengths == {"m": 0}
+    with batcher.admitted(1), pytest.raises(V2Error, match="queue is full"), batcher.admitted(12):
+        pass
+    assert recorded.queue_lengths == {"m": 0}
     await batcher.close()
 
 

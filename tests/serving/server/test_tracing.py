@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import openai
 import pytest
+from tritonclient.grpc import aio as triton_grpc
+from tritonclient.http import aio as triton_http
 
 from belvedere_platform.protocol import EMBED_TEXT, TEXT, InferRequest, Tensor, V2Error
-from belvedere_serving.server import engine_cache, service
+from belvedere_serving.server import bare, engine_cache, service
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.metrics import NoMetrics
 from belvedere_serving.server.tracing import FILE_VARIABLE, Tracing, tracing_of
@@ -42,6 +48,42 @@ async def test_a_request_belongs_to_the_trace_of_its_client(
     assert stages == ["pre", "queue", "model", "post"]
     assert broken["status"]["status_code"] == "ERROR"
     assert broken["parent_id"] is None
+
+
+@pytest.mark.parametrize("way", ["http", "grpc", "openai"])
+async def test_every_protocol_passes_the_trace_on(
+    engine_folder: Path,
+    a_config: Callable[..., ServerConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    file = tmp_path / "spans.jsonl"
+    monkeypatch.setenv(FILE_VARIABLE, str(file))
+    made = service.assemble(engine_cache.load(engine_folder, threads=1), a_config(), NoMetrics())
+    async with bare.serving(made) as (http, grpc):
+        await ASK[way](f"127.0.0.1:{grpc if way == 'grpc' else http}", {"traceparent": f"00-{TRACE}-{PARENT}-01"})
+    await made.close()
+    (whole,) = [span for span in map(json.loads, file.read_text().splitlines()) if span["name"] == "infer embed_text"]
+    assert (whole["context"]["trace_id"], whole["parent_id"]) == (f"0x{TRACE}", f"0x{PARENT}")
+
+
+async def ask_triton(library: Any, address: str, headers: dict[str, str]) -> None:
+    client = library.InferenceServerClient(address)
+    given = library.InferInput(TEXT, [1], "BYTES")
+    given.set_data_from_numpy(np.array([b"red"], object))
+    try:
+        await client.infer(EMBED_TEXT, [given], headers=headers)
+    finally:
+        await client.close()
+
+
+async def ask_openai(address: str, headers: dict[str, str]) -> None:
+    async with openai.AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
+        await client.embeddings.create(model="tiny", input="red", extra_headers=headers)
+
+
+ASK = {"http": partial(ask_triton, triton_http), "grpc": partial(ask_triton, triton_grpc), "openai": ask_openai}
 
 
 def test_without_being_asked_nothing_is_traced() -> None:
