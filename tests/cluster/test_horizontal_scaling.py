@@ -53,10 +53,12 @@ def metrics(cluster: Cluster) -> Iterator[None]:
     if not (cluster.kubeconfig.parent / "config" / "plan.json").exists() or not Path(program.stdout.strip()).exists():
         pytest.skip("there is no metrics-server: make metrics-server")
     cluster.kubectl("apply", "--server-side", "-f", str(METRICS_SERVER))
-    cluster.wait("apiservice", METRICS, "kube-system", "condition=Available", 120)
-    yield
-    # While it is named and does not answer, no namespace can be deleted.
-    cluster.kubectl("delete", "-f", str(METRICS_SERVER), "--wait=true")
+    try:
+        cluster.wait("apiservice", METRICS, "kube-system", "condition=Available", 120)
+        yield
+    finally:
+        # While it is named and does not answer, no namespace can be deleted.
+        cluster.kubectl("delete", "-f", str(METRICS_SERVER), "--wait=true")
 
 
 def test_an_autoscaler_is_made_changed_and_taken_away(release: Release, unscaled: str) -> None:
