@@ -18,6 +18,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "nano-coarse": {"optimization": {"coarseShare": 0.5}},
     "nano-vit": {"architecture": {"tower": "vit"}},
     "nano-routed": {"architecture": {"tower": "vit"}, "optimization": {"resolution": "ByEntropy"}},
+    "nano-progressive": {"architecture": {"tower": "vit"}, "optimization": {"resolution": "Progressive"}},
     "nano-resnet": {"architecture": {"tower": "resnet"}},
     "nano-teacher": {"objectives": {"distillation": 0.4, "queueSize": 1024}},
     "nano-disentangled": {"objectives": {"disentangle": 0.1}},

@@ -20,6 +20,7 @@ from belvedere_training.config import RunConfig, read_config, resolve
 from belvedere_training.model.config import SIZES, TOWERS, ModelConfig, VitConfig
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.normalization import normalise
+from belvedere_training.model.spatial import stage_at
 from belvedere_training.model.tokenizer import encode
 from belvedere_training.recipe import prepare, train, watched_split
 from belvedere_training.step import Diverged, Stepper
@@ -413,6 +414,40 @@ def test_plain_pictures_are_trained_on_at_half_their_edge_and_the_loss_falls(
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
+def test_a_run_in_stages_learns_a_view_and_then_everything_at_any_resolution(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
+    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
+    changes = {"pairs": 640, "learningRate": 0.005, "warmupPairs": 64, "resolution": "Progressive", "seed": 1}
+    config = resolve(configured(run_config(**changes), architecture={"tower": "vit"}), store)
+    loop = prepare(config, store, LocalWorld(cores=1))
+    stepper, losses, moved = loop.stepper, list[float](), dict[str, set[str]]()
+    seen = set[str]()
+    for position in range(0, 640, 16):
+        before = {name: weight.clone() for name, weight in stepper.model.vision.named_parameters()}
+        losses.append(stepper.step(position))
+        changed = {
+            n.partition(".")[0] for n, w in stepper.model.vision.named_parameters() if not torch.equal(w, before[n])
+        }
+        moved.setdefault(stage_at(position, 640), set()).update(changed)
+        seen |= set(stepper.told.get("resolutions", ()))
+    assert "view" not in moved["fixed"]
+    assert moved["warped"] == {"view"}
+    assert moved["joint"] > {"view", "layers"}
+    assert seen == {"32", "48", "64"}
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    for begins in (20, 28):
+        assert sum(losses[begins : begins + 4]) < 1.25 * sum(losses[begins - 4 : begins]), "the loss goes on"
+
+    first = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
+    first.run(until=336)
+    second = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
+    second.run()
+    for name, weight in stepper.model.state_dict().items():
+        assert torch.equal(weight, second.stepper.model.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     ("optimization", "parts", "message"),
     [
@@ -423,6 +458,11 @@ def test_plain_pictures_are_trained_on_at_half_their_edge_and_the_loss_falls(
          r"resolution is ByEntropy, and architecture\.attend is pooled.*use full"),
         ({"resolution": "ByEntropy", "coarseShare": 0.5}, {"architecture": {"tower": "vit"}},
          r"resolution is ByEntropy, and optimization\.coarseShare is 0\.5: leave it out"),
+        ({"resolution": "Progressive"}, {}, r"resolution is Progressive, and architecture\.tower is conv.*use vit"),
+        ({"resolution": "Progressive", "coarseShare": 0.6}, {"architecture": {"tower": "vit"}},
+         r"resolution is Progressive, and optimization\.coarseShare is 0\.6: use 0\.5 or less"),
+        ({"resolution": "Progressive", "unfreezeEveryPairs": 16}, {"architecture": {"tower": "vit"}},
+         r"resolution is Progressive, and optimization\.unfreezeEveryPairs is 16.*set it to 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned_from_this_data_by_this_model_is_told(

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from belvedere_training.model.spatial import VIEW_FACTOR
+
 _BLOCK = re.compile(r"^(vision|text)\.(?:layers|stages)\.(\d+)\.")
 
 
@@ -33,11 +35,15 @@ def _depth(name: str, order: Mapping[str, list[int]]) -> int:
 
 
 def rate_factors(model: nn.Module, *, backbone: float, decay: float) -> dict[str, float]:
-    """Return what each weight's learning rate is multiplied by: 1 for heads, less the deeper it lies.
+    """Return what each weight's learning rate is multiplied by: 1 for heads, less the deeper it lies, least for a learned view.
 
     Howard and Ruder 2018 (arXiv:1801.06146), section 3.2.
     """
-    return {name: 1.0 if depth == 0 else backbone * decay ** (depth - 1) for name, depth in depths(model).items()}
+    return {
+        name: (VIEW_FACTOR if name.startswith("vision.view.") else 1.0)
+        * (1.0 if depth == 0 else backbone * decay ** (depth - 1))
+        for name, depth in depths(model).items()
+    }
 
 
 def unfreeze(model: nn.Module, pairs: int, every: int) -> bool:

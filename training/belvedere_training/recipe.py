@@ -17,8 +17,9 @@ from belvedere_training.data.loader import mixed
 from belvedere_training.depth import rate_factors
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
-from belvedere_training.model.config import NORMALIZATIONS, ModelConfig, sized
+from belvedere_training.model.config import NORMALIZATIONS, ModelConfig, has_view, sized
 from belvedere_training.model.files import load_artifact
+from belvedere_training.model.spatial import SHARES
 from belvedere_training.model.tokenizer import MASK, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.multitask import any_asked, check, needs_words, with_objectives
@@ -178,6 +179,8 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
         document["pixels"]["num_layers"] = 1
     if config.objectives.disentangle:
         document["parts"]["attributes"] = _attributes(config, corpus)
+    if config.optimization.resolution == "Progressive" and shape.vision.kind == "vit":
+        document["vision"]["view"] = True
     shape = parse(ModelConfig, document, where=f"size {config.size} with pictures of {corpus.size} pixels")
     check(config.objectives, shape)
     return shape
@@ -201,6 +204,7 @@ def _check_resolution(config: RunConfig, shape: ModelConfig) -> None:
     setting = config.optimization
     if setting.resolution == "Whole":
         return
+    staged = setting.resolution == "Progressive"
     hindrances = {
         f"architecture.tower is {shape.vision.kind}, whose batch norm needs pictures of one size: use vit": (
             shape.vision.kind != "vit"
@@ -208,7 +212,16 @@ def _check_resolution(config: RunConfig, shape: ModelConfig) -> None:
         f"architecture.attend is {shape.fusion.attend}, which needs pictures of one grid: use full": (
             shape.topology in ("fusion", "hybrid") and shape.fusion.attend != "full"
         ),
-        f"optimization.coarseShare is {setting.coarse_share:g}: leave it out": setting.coarse_share > 0,
+        f"optimization.coarseShare is {setting.coarse_share:g}: "
+        + (f"use {SHARES[0]:g} or less, before the view is learned" if staged else "leave it out"): (
+            setting.coarse_share > (SHARES[0] if staged else 0)
+        ),
+        f"optimization.unfreezeEveryPairs is {setting.unfreeze_every_pairs}, while the stages decide what learns: set it to 0": (
+            staged and setting.unfreeze_every_pairs > 0
+        ),
+        "the model of initializeFrom.modelVersion has no learned view: set it to Whole, or train from scratch": (
+            staged and not has_view(shape)
+        ),
     }
     for hindrance in (sentence for sentence, applies in hindrances.items() if applies):
         raise InvalidInput(f"optimization.resolution is {setting.resolution}, and {hindrance}")
@@ -237,7 +250,7 @@ def _check_texts(config: RunConfig) -> None:
 def _update(config: RunConfig, world: World, model: VisionLanguageModel, execution: Execution) -> Update:
     """Return what moves the weights."""
     setting = config.optimization
-    same_rates = setting.backbone_rate == setting.layer_decay == 1.0
+    same_rates = setting.backbone_rate == setting.layer_decay == 1.0 and not has_view(model.config)
     optimizer = Optimizers(
         model,
         learning_rate=setting.learning_rate,

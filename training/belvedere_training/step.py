@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from belvedere_training.data.loader import Loader, mixed
 from belvedere_training.depth import unfreeze
 from belvedere_training.gradcache import Embedded, cached_backward, chunks
 from belvedere_training.model.resolution import THRESHOLDS, ResolutionRouter, steps_to
+from belvedere_training.model.spatial import enter, stage_at
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
@@ -130,6 +132,8 @@ class Stepper:
         torch.manual_seed(mixed(setting.seed, position, self.world.rank + 1))  # dropout, one stream a worker
         if setting.unfreeze_every_pairs and unfreeze(self.model, position, setting.unfreeze_every_pairs):
             self.network = self._distributed()  # it exchanges the gradients of weights that learn
+        if setting.resolution == "Progressive" and enter(self.model.vision, stage_at(position, setting.pairs)):
+            self.network = self._distributed()
         self.update.optimizer.set_rate(schedule(position + setting.batch_size, setting.warmup_pairs, setting.pairs))
         terms = drawn(self.objectives, setting.seed, position)
         self.told = {}
@@ -212,12 +216,22 @@ class Stepper:
             same,
             further,
             {name: value_B.to(device) for name, value_B in batch.attributes.items()},
-            batch.resolutions,
+            self._resolutions(position, len(batch.tokens_BT))
+            if self.setting.resolution == "Progressive"
+            else batch.resolutions,
         )
+
+    def _resolutions(self, position: int, rows: int) -> tuple[int, ...] | None:
+        """Return the one resolution of the step, drawn where everything learns together; None: the whole."""
+        if stage_at(position, self.setting.pairs) != "joint":
+            return None
+        vision = self.model.config.vision
+        drawn_from = random.Random(f"{self.setting.seed}/{position}/resolution")
+        return (drawn_from.choice(steps_to(vision.image_size, vision.stride)),) * rows
 
     def _router(self) -> ResolutionRouter | None:
         vision = self.model.config.vision
-        if self.setting.resolution == "Whole":
+        if self.setting.resolution != "ByEntropy":
             return None
         return ResolutionRouter(thresholds=THRESHOLDS, resolutions=steps_to(vision.image_size, vision.stride))
 

@@ -76,9 +76,9 @@ class Optimization(Part):
         float, Field(ge=0, lt=1, description="share of the budget, at its start, with pictures of half the resolution")
     ] = 0.0
     resolution: Annotated[
-        Literal["Whole", "ByEntropy"],
+        Literal["Whole", "ByEntropy", "Progressive"],
         Field(
-            description="ByEntropy: plain pictures (below 4 bits of grey) are trained on at half of their edge, others below 7 bits at five sevenths"
+            description="ByEntropy: plain pictures (below 4 bits of grey) are trained on at half of their edge, others below 7 bits at five sevenths. Progressive: half of the budget with whole pictures, a fifth in which of the vision tower a learned view of them alone learns, then all together, each step at one of these resolutions"
         ),
     ] = "Whole"
     texts_per_picture: Annotated[

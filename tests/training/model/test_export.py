@@ -13,10 +13,13 @@ from belvedere_training.model.vision_language import VisionLanguageModel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("pooling", "causal"), [("attention", False), ("class", True)])
-def test_a_vision_transformer_and_a_causal_text_tower_can_be_exported(pooling: str, causal: bool) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "causal", "view"), [("attention", False, False), ("class", True, False), ("attention", False, True)]
+)
+def test_a_vision_transformer_and_a_causal_text_tower_can_be_exported(pooling: str, causal: bool, view: bool) -> None:
     torch.manual_seed(0)
-    vision = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "pooling": pooling}
+    size = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    vision = {**size, "pooling": pooling, "view": view}
     config = ModelConfig(
         topology="fusion",
         vision=VitConfig.model_validate(vision),
@@ -24,6 +27,8 @@ def test_a_vision_transformer_and_a_causal_text_tower_can_be_exported(pooling: s
         fusion=FusionConfig(num_layers=1, num_heads=2),
     )
     model = VisionLanguageModel(config).eval()
+    if view:
+        torch.nn.init.normal_(model.vision.view.affine.weight, std=0.1)
     programs = {name: torch.export.load(io.BytesIO(data)).module() for name, data in export_towers(model).items()}
     for rows in (1, 3):
         pixels = torch.randn(rows, 3, 32, 32)

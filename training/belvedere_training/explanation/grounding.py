@@ -48,7 +48,9 @@ def ground(model: DualStream, pair: Pair) -> Tensor:
     """
     with torch.enable_grad(), _grid(model.vision) as grids:
         score = Similarity(model.eval())(pair.pixels_13SS, pair.embedded_1TD, pair.valid_1T)
-        return _cam(score, grids[0], _shape(model, pair.pixels_13SS))[0]
+        map_1RC = _cam(score, grids[0], _shape(model, pair.pixels_13SS))
+        view = getattr(model.vision, "view", None)
+        return (map_1RC if view is None else view.in_picture(map_1RC, pair.pixels_13SS))[0]
 
 
 def pointing_game(

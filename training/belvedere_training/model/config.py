@@ -65,6 +65,7 @@ class VitConfig(Settings):
         Literal["attention", "class"],
         Field(description="a learned query over all tokens, or a class token as in CLIP"),
     ] = "attention"
+    view: Annotated[bool, Field(description="a learned view of the picture before it is cut into patches")] = False
 
     @model_validator(mode="after")
     def _patches_and_heads_divide(self) -> Self:
@@ -243,6 +244,11 @@ class ModelConfig(Settings):
                 f"pixels.numLayers needs vision.kind vit, whose tokens are patches; it is {self.vision.kind}"
             )
         return self
+
+
+def has_view(config: ModelConfig) -> bool:
+    """Return whether the vision tower looks at a learned view of the picture."""
+    return isinstance(config.vision, VitConfig) and config.vision.view
 
 
 def _vit(size: int, patch: int, hidden: int, layers: int, heads: int) -> VitConfig:

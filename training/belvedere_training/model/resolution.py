@@ -51,10 +51,10 @@ class ResolutionRouter:
 
 
 def steps_to(edge: int, stride: int) -> tuple[int, int, int]:
-    """Return the resolutions for pictures of this edge, half, five sevenths and all of it: 112, 160 and 224."""
+    """Return the resolutions that pictures of this edge are seen at, half, five sevenths and all of it: 112, 160 and 224."""
     if edge % (2 * stride):
         raise InvalidInput(
-            f"optimization.resolution is ByEntropy: half of the {edge} pixels is no multiple of {stride}, the stride of the "
+            f"optimization.resolution is not Whole: half of the {edge} pixels is no multiple of {stride}, the stride of the "
             f"vision tower; set it to Whole, or use pictures of a multiple of {2 * stride} pixels"
         )
     return edge // 2, round(5 * edge / 7 / stride) * stride, edge

@@ -1,6 +1,6 @@
-"""Resolution in stages: a fixed one, then a learned view of the picture, then everything together.
+"""A learned view of the picture, and the stages in which a run comes to it: whole pictures, the view, everything at any resolution.
 
-The learned view is Jaderberg et al. 2015 (arXiv:1506.02025), section 3; it starts as the identity, so the loss goes on
+The view is Jaderberg et al. 2015 (arXiv:1506.02025), section 3; it starts as the identity, so the loss goes on
 where the stage before left it.
 """
 
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from belvedere_training.model.resolution import resize
-from belvedere_training.model.tower import Encoded
-from belvedere_training.model.vit import VitTower
-
-# B pictures, S and R edges of the picture and of the view
+# B pictures, S edge of the picture and of its view, R and C rows and columns of a map
 
 Stage = Literal["fixed", "warped", "joint"]
 STAGES: tuple[Stage, ...] = ("fixed", "warped", "joint")
+SHARES = (0.5, 0.7)
+"""Shares of the budget at which the second and the third stage begin."""
+VIEW_FACTOR = 0.05  # of the learning rate: a view that moves fast shows the layers another picture at each step
 _THUMBNAIL, _WIDTH = 32, 16
 
 
@@ -41,44 +40,46 @@ class SpatialTransformer(nn.Module):
         with torch.no_grad():
             self.affine.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
 
-    def forward(self, pixels_B3SS: Tensor, resolution: int) -> Tensor:
-        """Return the view [B, 3, R, R]."""
-        affine_B23 = self.affine(self.look(resize(pixels_B3SS, _THUMBNAIL))).reshape(-1, 2, 3)
-        small_B3RR = resize(pixels_B3SS, resolution)  # smoothed first: sampling alone would skip pixels
-        grid_BRR2 = functional.affine_grid(affine_B23, list(small_B3RR.shape), align_corners=False)
-        return functional.grid_sample(small_B3RR, grid_BRR2, padding_mode="border", align_corners=False)
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Return the view [B, 3, S, S]."""
+        return _sampled(pixels_B3SS, self.affines(pixels_B3SS))
+
+    def affines(self, pixels_B3SS: Tensor) -> Tensor:
+        """Return where in the picture each place of the view lies, [B, 2, 3]."""
+        affine_B6: Tensor = self.affine(self.look(functional.adaptive_avg_pool2d(pixels_B3SS, _THUMBNAIL)))
+        return affine_B6.reshape(-1, 2, 3)
+
+    def in_picture(self, map_BRC: Tensor, pixels_B3SS: Tensor) -> Tensor:
+        """Return a map of the view as one of the picture, nothing where the view does not reach."""
+        affine_B23 = self.affines(pixels_B3SS).detach()
+        last_B13 = affine_B23.new_tensor([0.0, 0.0, 1.0]).expand(len(affine_B23), 1, 3)
+        inverse_B23 = torch.linalg.pinv(torch.cat([affine_B23, last_B13], 1))[:, :2]
+        return _sampled(map_BRC[:, None], inverse_B23, outside="zeros")[:, 0]
 
 
-class ProgressiveTower(nn.Module):
-    """A vision transformer behind the learned view.
+def _sampled(picture_BDRC: Tensor, affine_B23: Tensor, outside: str = "border") -> Tensor:
+    # Half formats are too coarse for places: at 224 pixels bfloat16 tells only every other one from its neighbour.
+    with torch.autocast(picture_BDRC.device.type, enabled=False):
+        grid_BRC2 = functional.affine_grid(affine_B23.float(), list(picture_BDRC.shape), align_corners=False)
+        return functional.grid_sample(picture_BDRC.float(), grid_BRC2, padding_mode=outside, align_corners=False)
 
-    fixed: no view, the tower learns at one resolution. warped: the view alone learns. joint: both learn, at any resolution.
+
+def stage_at(pairs: int, budget: int) -> Stage:
+    """Return the stage at this position of a run: a function of the position, so that a resumed run agrees.
+
+    fixed: no view, all else learns. warped: of the vision tower the view alone learns. joint: everything, at any resolution.
     """
-
-    def __init__(self, tower: VitTower, resolution: int) -> None:
-        super().__init__()
-        self.tower, self.view = tower, SpatialTransformer()
-        self.resolution = resolution
-        self.token_width, self.pooled_width = tower.token_width, tower.pooled_width
-        self.stage: Stage = "fixed"
-        self.enter("fixed")
-
-    def enter(self, stage: Stage) -> None:
-        """Begin a stage: choose what learns."""
-        self.stage = stage
-        self.tower.requires_grad_(stage != "warped")
-        self.view.requires_grad_(stage != "fixed")
-
-    def encode(self, batch: Tensor, resolution: int | None = None) -> Encoded:
-        """Return tokens and pooled vector of normalised pixels. resolution: another than the fixed one, in the joint stage."""
-        assert resolution in (None, self.resolution) or self.stage == "joint", (
-            "other resolutions come in the joint stage"
-        )
-        size = resolution or self.resolution
-        seen_B3RR = resize(batch, size) if self.stage == "fixed" else self.view(batch, size)
-        return self.tower.encode(seen_B3RR)
+    return STAGES[sum(pairs >= share * budget for share in SHARES)]
 
 
-def stage_at(pairs: int, budget: int, shares: tuple[float, float] = (0.5, 0.7)) -> Stage:
-    """Return the stage at this position of a run: a function of the position, so that a resumed run agrees."""
-    return STAGES[sum(pairs >= share * budget for share in shares)]
+def enter(tower: nn.Module, stage: Stage) -> bool:
+    """Let the weights of a vision transformer learn that the stage is for; return whether that changed any."""
+    tower.stage = stage  # type: ignore[assignment]
+    changed = False
+    for name, weight in tower.named_parameters():
+        learns = stage != ("fixed" if name.startswith("view.") else "warped")
+        changed |= weight.requires_grad != learns
+        weight.requires_grad_(learns)
+        if not learns:
+            weight.grad = None
+    return changed

@@ -9,6 +9,7 @@ from torch.nn import functional
 from belvedere_training.model.attention import CrossAttention, TransformerLayer, mlp, run
 from belvedere_training.model.config import VitConfig
 from belvedere_training.model.patches import TokenBatch, patchify
+from belvedere_training.model.spatial import SpatialTransformer, Stage
 from belvedere_training.model.tower import Encoded
 
 # B pictures, N tokens, D width, P values of a patch, R and C rows and columns, H and W pixels
@@ -53,17 +54,20 @@ class VitTower(nn.Module):
         else:
             self.pool = AttentionPool(width, config.num_heads)
         self.with_class = with_class
+        self.view = SpatialTransformer() if config.view else None
+        self.stage: Stage = "joint"
         self.layers = nn.ModuleList(TransformerLayer(width, config.num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(width)
         self.token_width = self.pooled_width = width
 
     def encode(self, batch: Tensor | TokenBatch) -> Encoded:
-        """Return tokens and pooled vector of normalised pixels [B, 3, H, W], or of a batch of tokens."""
+        """Return tokens and pooled vector of normalised pixels [B, 3, H, W], or of a batch of tokens, which have no view."""
         if isinstance(batch, TokenBatch):
             x_BND = self.embed(batch.patches_BNP) + self._positions_at(batch.centre_BN2)
             return self._encode(x_BND, batch.valid_BN, None)
+        seen_B3HW: Tensor = self.view(batch) if self.view is not None and self.stage != "fixed" else batch
         rows, columns = batch.shape[2] // self.patch, batch.shape[3] // self.patch
-        x_BND = self.embed(patchify(batch, self.patch)) + self.positions(rows, columns)
+        x_BND = self.embed(patchify(seen_B3HW, self.patch)) + self.positions(rows, columns)
         return self._encode(x_BND, None, (rows, columns))
 
     def _encode(self, x_BND: Tensor, valid_BN: Tensor | None, grid: tuple[int, int] | None) -> Encoded:
