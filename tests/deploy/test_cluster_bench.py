@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cluster_bench import FAULTS, rows
+from cluster_bench import AUTOSCALER, FAULTS, rows
 
 
 def test_what_was_not_measured_has_a_row_that_says_why() -> None:
     made = rows({}, "its test did not come to it")
-    assert len(made) == 2 + 3 * len(FAULTS)
+    assert len(made) == 2 + len(AUTOSCALER) + 3 * len(FAULTS)
     assert {row["value"] for row in made} == {None}
     assert {row["met"] for row in made} == {None}
     assert {row["note"] for row in made} == {"its test did not come to it"}

@@ -290,6 +290,10 @@ used, and none is missing. Kinds that it follows are read from its copies, so th
 - apiGroups: [keda.sh]
   resources: [scaledobjects]
   verbs: [list, watch, create, patch, delete]
+# Why a queue holds a run back.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
 {{- end -}}
 
 {{/* Rules of the operator for what is in no namespace. */}}

@@ -60,6 +60,8 @@ HORIZONTAL_POD_AUTOSCALER = Kind(
 SCALED_OBJECT = Kind(api_version="keda.sh/v1alpha1", kind="ScaledObject", plural="scaledobjects", short_names=("so",))
 NODE = Kind(api_version="v1", kind="Node", plural="nodes", namespaced=False)
 """Read by an operator that counts accelerators; not among KINDS, as users of a namespace may not list it."""
+WORKLOAD = Kind(api_version="kueue.x-k8s.io/v1beta2", kind="Workload", plural="workloads")
+"""What Kueue makes of a RayJob in a queue; read to say why it waits, and nobody's to write, so not among KINDS."""
 LEASE = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="leases")
 
 KINDS: tuple[Kind, ...] = (

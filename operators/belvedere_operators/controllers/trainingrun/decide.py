@@ -203,10 +203,11 @@ def _in_queue(state: State, last: Attempt, queue: str) -> Outcome:
             attempt=last.number,
             surplus=(last.name,),
         )
+    why = f": {state.held}" if state.held else ""
     return Outcome(
         phase="Pending",
         reason="Queued",
-        message=f"attempt {last.number} waits for queue {queue} to admit all of its workers",
+        message=f"attempt {last.number} waits for queue {queue} to admit all of its workers{why}",
         attempt=last.number,
         waits_for_capacity=True,
         after_seconds=LOOK_AGAIN_SECONDS,

@@ -25,10 +25,14 @@ from belvedere_operators.manifests.rayjob import (
 )
 from belvedere_operators.runtime import Key, parse_timestamp
 from belvedere_platform.artifacts import ArtifactNotFound, ArtifactStore
+from belvedere_platform.errors import NotInstalled
 from belvedere_platform.resources.training_run import TrainingRun
 from belvedere_platform.store import Manifest
-from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN
+from belvedere_platform.store.kinds import MODEL_VERSION, RAY_JOB, TRAINING_RUN, WORKLOAD
 
+JOB_UID_LABEL = "kueue.x-k8s.io/job-uid"
+HOLDING = ("QuotaReserved", "Admitted")
+"""Conditions of a workload that are false while it waits, in the order in which Kueue comes to them."""
 SHORTEST_LOOK_SECONDS = 2.0
 LOOKS_PER_SECOND = 50.0
 """How many runs are looked at in a second, all together."""
@@ -46,6 +50,7 @@ class Attempt:
     job_status: str = ""
     deployment_status: str = ""
     message: str = ""
+    uid: str = ""
     end_time: datetime | None = None
 
     @property
@@ -102,6 +107,8 @@ class State:
     reading: Reading | None = None
     accelerators: Accelerators | None = None
     """None when there is no budget."""
+    held: str = ""
+    """Why the queue holds the last attempt back, as Kueue says."""
     look_seconds: float = 2.0
     """How long until progress is asked for again."""
 
@@ -155,8 +162,25 @@ async def gather(context: Context, board: ProgressBoard, key: Key) -> tuple[Mani
         trained=trained,
         reading=reading,
         accelerators=await accelerators_for(context, run) if begins else None,
+        held=await _held(context, key, last.uid) if last is not None and waits_in_queue(run, last) else "",
         look_seconds=max(SHORTEST_LOOK_SECONDS, len(context.caches.of(TRAINING_RUN)) / LOOKS_PER_SECOND),
     )
+
+
+def waits_in_queue(run: TrainingRun, attempt: Attempt) -> bool:
+    """Return whether it is the queue that keeps an attempt from running."""
+    return run.spec.queue is not None and attempt.suspended and not run.spec.suspend
+
+
+async def _held(context: Context, key: Key, job_uid: str) -> str:
+    # Not followed: there are as many as jobs of all kinds, and a run that waits looks again by itself.
+    try:
+        found = (await context.store.list(WORKLOAD, key.namespace, labels={JOB_UID_LABEL: job_uid})).items
+    except NotInstalled:
+        return ""
+    conditions = [one for workload in found for one in (workload.get("status") or {}).get("conditions", ())]
+    said = {one["type"]: one.get("message", "") for one in conditions if one["status"] == "False"}
+    return next((str(said[type_]) for type_ in HOLDING if said.get(type_)), "")
 
 
 async def _attempts(context: Context, key: Key) -> list[Attempt]:
@@ -177,6 +201,7 @@ def _attempt(manifest: Manifest) -> Attempt:
         job_status=status.get("jobStatus") or "",
         deployment_status=status.get("jobDeploymentStatus") or "",
         message=status.get("message") or "",
+        uid=metadata.get("uid", ""),
         end_time=parse_timestamp(end_time) if end_time else None,
     )
 

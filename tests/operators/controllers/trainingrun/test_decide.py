@@ -119,6 +119,12 @@ def test_what_can_never_fit_is_refused_and_what_does_not_fit_now_waits() -> None
     )  # fmt: skip
 
 
+def test_a_run_in_a_queue_says_what_the_queue_says() -> None:
+    waiting = state(spec={"queue": "q"}, attempts=(attempt(suspended=True),), held="couldn't assign flavors")
+    (ready,) = (one for one in decide(waiting).status.conditions if one.type == "Ready")
+    assert ready.message == "attempt 1 waits for queue q to admit all of its workers: couldn't assign flavors"
+
+
 def test_a_run_in_a_queue_is_suspended_by_taking_its_job_away_and_preempted_by_the_queue() -> None:
     running = attempt(job_status="RUNNING")
     taken = decide(state(spec={"queue": "q", "suspend": True}, attempts=(running,)))
