@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from ray import serve
+from ray.serve._private.constants import DEFAULT_GRPC_SERVER_OPTIONS
 
 from belvedere_serving.server import engine_cache, service
 from belvedere_serving.server.config import ServerConfig
+from belvedere_serving.server.grpc_door import WAITING
 from belvedere_serving.server.grpc_service import ANSWER_OF, GrpcAnswers
 from belvedere_serving.server.grpc_stream import Serialized
 from belvedere_serving.server.http_app import V2HttpApp
@@ -32,6 +34,8 @@ class _V2Server:
         labels = {"namespace": config.namespace, "service": config.service, "version": config.version}
         self._service = service.assemble(engine, config, RayMetrics(labels))
         self._grpc = GrpcAnswers(self._service)
+        bound_waiting_calls()
+        service.collect_seldom()
 
     def __serve_build_asgi_app__(self) -> V2HttpApp:
         return V2HttpApp(self._service)
@@ -45,6 +49,14 @@ class _V2Server:
     def check_health(self) -> None:
         """Tell Serve to replace this replica when its engine hangs."""
         self._service.check_health()
+
+
+def bound_waiting_calls() -> None:
+    """Let no more calls wait in gRPC's own queue than can be answered in time.
+
+    Ray makes the servers of a replica after this, with options that nobody can add to but here.
+    """
+    DEFAULT_GRPC_SERVER_OPTIONS.extend(one for one in WAITING if one not in DEFAULT_GRPC_SERVER_OPTIONS)
 
 
 def _method(name: str) -> Callable[[_V2Server, bytes, Any], Awaitable[Serialized]]:

@@ -18,10 +18,11 @@ from belvedere_serving.server import engine_cache
 from belvedere_serving.server.config import ServerConfig
 from belvedere_serving.server.door import Door
 from belvedere_serving.server.door_protocol import DoorProtocol
+from belvedere_serving.server.grpc_door import WAITING
 from belvedere_serving.server.grpc_service import ANSWER_OF, REFLECTED, GrpcAnswers, add_to_server
 from belvedere_serving.server.http_app import V2HttpApp
 from belvedere_serving.server.metrics import NoMetrics
-from belvedere_serving.server.service import InferenceService, assemble, take_short_turns, warm_up
+from belvedere_serving.server.service import InferenceService, assemble, collect_seldom, take_short_turns, warm_up
 
 
 class _Servicer:
@@ -51,7 +52,7 @@ async def serving(
     service: InferenceService, *, host: str = "127.0.0.1", http_port: int = 0, grpc_port: int = 0
 ) -> AsyncIterator[tuple[int, int]]:
     """Serve HTTP and gRPC for the time of a with block; gives the two ports (0 takes a free one)."""
-    grpc_server = grpc.aio.server()
+    grpc_server = grpc.aio.server(options=WAITING)
     add_to_server(_Servicer(GrpcAnswers(service)), grpc_server)
     reflection.enable_server_reflection((*REFLECTED, reflection.SERVICE_NAME), grpc_server)
     bound_grpc = _bind_grpc(grpc_server, host, grpc_port)
@@ -89,7 +90,9 @@ async def serve_until_stopped(
     folder = engine_cache.fetch(config.artifacts, config.engine_digest, engine_cache.cache_folder())
     engine = engine_cache.load(folder, threads=config.threads, models=config.models)
     warm_up(engine, config.max_batch_size)
-    async with serving(assemble(engine, config, NoMetrics()), http_port=http_port, grpc_port=grpc_port) as ports:
+    service = assemble(engine, config, NoMetrics())
+    collect_seldom()
+    async with serving(service, http_port=http_port, grpc_port=grpc_port) as ports:
         started(*ports)
         await stopped.wait()
 

@@ -1,7 +1,8 @@
 """The outermost part of a gRPC server: what cannot be answered in time is refused before it is parsed, in a crowd before it is read.
 
 gRPC names the model in the message alone, so a call is read before it is known what it asks. Where the turns of the event loop have
-become long, it is refused without that, by what registers the methods: on Ray Serve too, which puts its own behind them.
+become long, it is refused without that, by what registers the methods: on Ray Serve too, which puts its own behind them. Before all that a
+call waits in a queue of gRPC's own, since the event loop takes up one a turn; where too many wait there, gRPC itself ends them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from belvedere_serving.server.door import TOO_BUSY, Host
 
 PUSHBACK = "grpc-retry-pushback-ms"
 """gRPC's own word for when to come again, in the trailing metadata of a refusal."""
+WAITING = (("grpc.server.max_pending_requests", 128), ("grpc.server.max_pending_requests_hard_limit", 192))
+"""Options of a gRPC server: from how many calls in its own queue it ends some of those that come, and from how many all (CANCELLED).
+
+By default 1,000 and 3,000, which wait for longer than their deadlines. Fewer than these a client may well send at once to an idle server.
+"""
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 
 

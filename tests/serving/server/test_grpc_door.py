@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from belvedere_platform.protocol import EMBED_TEXT, InferRequest, Tensor
 from belvedere_platform.protocol.grpc_messages import SERVICE, render_infer_request
 from belvedere_serving.server.admission import CROWD, TURN_SECONDS, Turns
-from belvedere_serving.server.grpc_door import PUSHBACK, DooredMethods, GrpcDoor, model_of
+from belvedere_serving.server.grpc_door import PUSHBACK, WAITING, DooredMethods, GrpcDoor, model_of
 from belvedere_serving.server.service import InferenceService
 
 INFER, READY = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ServerReady"
@@ -108,3 +109,25 @@ def test_any_bytes_name_a_model_or_none(raw: bytes) -> None:
 @pytest.mark.parametrize("name", ["", "m", "embed_image", "x" * 127])
 def test_a_model_is_found_without_parsing(name: str) -> None:
     assert model_of(pb.ModelInferRequest(model_name=name, id="1").SerializeToString()) == name
+
+
+async def test_calls_that_wait_in_grpcs_own_queue_are_bounded() -> None:
+    """The loop stands still while they come, as it seems to when it has more to do than it can: then gRPC itself ends the surplus."""
+    (_, from_here), (_, none_beyond) = WAITING
+
+    async def at_once(request: bytes, context: Any) -> bytes:
+        return request
+
+    server = grpc.aio.server(options=WAITING)
+    methods = {"ModelInfer": grpc.unary_unary_rpc_method_handler(at_once)}
+    server.add_generic_rpc_handlers((DooredMethods(SERVICE, methods, ("ModelInfer",)),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        calls = [channel.unary_unary(INFER).future(b"x") for _ in range(2 * none_beyond)]
+        assert calls[-1].code() is grpc.StatusCode.CANCELLED  # waits for it, and the loop with it
+        codes = Counter(await asyncio.to_thread(lambda: [call.code() for call in calls]))
+    await server.stop(None)
+    # One or two are the loop's already.
+    assert from_here <= codes[grpc.StatusCode.OK] <= none_beyond + 2
+    assert set(codes) == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
