@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from belvedere_platform.telemetry.benchmark import Row, result
-from belvedere_serving.client.load import Body, Outcome, closed_loop, open_loop
+from belvedere_serving.client import grpc_load, load
+from belvedere_serving.client.load import Outcome
 
 DEADLINE_SECONDS = 1.0
 TIMES = 3
@@ -55,16 +57,38 @@ def on_cores(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a server is reached: its address with the client's loops, all that they need but their load."""
+
+    said: str
+    closed_loop: Callable[..., Awaitable[Outcome]]
+    open_loop: Callable[..., Awaitable[Outcome]]
+
+
+def over_http(url: str, given: Sequence[load.Body]) -> Way:
+    """Return the way to a server over HTTP."""
+    return Way(
+        said=url, closed_loop=partial(load.closed_loop, url, given), open_loop=partial(load.open_loop, url, given)
+    )
+
+
+def over_grpc(address: str, given: Sequence[bytes]) -> Way:
+    """Return the way to a server over gRPC."""
+    loops = partial(grpc_load.closed_loop, address, given), partial(grpc_load.open_loop, address, given)
+    return Way(said=f"grpc://{address}", closed_loop=loops[0], open_loop=loops[1])
+
+
 async def overload(
-    url: str, given: Sequence[Body], *, seconds: float, memory_mib: Callable[[], float], say: Callable[[str], None]
+    way: Way, *, seconds: float, memory_mib: Callable[[], float], say: Callable[[str], None]
 ) -> Overload:
     """Find the peak of a server, then send three times as much for so long."""
-    peak = max([(await closed_loop(url, given, clients=32, seconds=5)).per_second for _ in range(2)])
+    peak = max([(await way.closed_loop(clients=32, seconds=5)).per_second for _ in range(2)])
     rate = TIMES * peak
-    say(f"{url}: peak {peak:.0f}/s; now {rate:.0f}/s for {seconds:.0f} s")
-    warm = await open_loop(url, given, rate=rate, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
+    say(f"{way.said}: peak {peak:.0f}/s; now {rate:.0f}/s for {seconds:.0f} s")
+    warm = await way.open_loop(rate=rate, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
     before = memory_mib()
-    outcome = await open_loop(url, given, rate=rate, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
+    outcome = await way.open_loop(rate=rate, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
     return Overload(peak=peak, outcome=outcome, warm=warm, memory=(before, memory_mib()))
 
 
@@ -110,7 +134,7 @@ def overload_rows(found: Overload, *, name: str, seconds: float) -> list[Row]:
             "ms",
             "lower",
             None,
-            note="429, 503 and 504 at the client",
+            note="all that was not answered well, at the client",
         ),
     ]
     return rows

@@ -10,8 +10,9 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,6 +21,8 @@ from belvedere_platform.protocol import INPUT_OF, InferRequest, Tensor
 from belvedere_platform.protocol.http_messages import HEADER_LENGTH, render_infer_request
 
 PATIENCE_SECONDS = 30.0
+TOLD = "x-envoy-expected-rq-timeout-ms"
+"""How the gateway tells a server the time that it has."""
 IDLE_SECONDS = 4.0
 """How long a connection may have been idle to be used again: below the five seconds after which Python's servers close one."""
 
@@ -39,13 +42,13 @@ class Outcome:
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    """Of the answers with status 200."""
+    """Of the good answers: status 200, over gRPC OK."""
     refused: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
 
     @property
     def per_second(self) -> float:
-        """Return the answers with status 200 a second."""
+        """Return the good answers a second."""
         return len(self.latencies) / self.seconds
 
     def percentile(self, share: float) -> float:
@@ -88,25 +91,39 @@ async def open_loop(
 ) -> Outcome:
     """Send at a rate whatever comes back, each request with a deadline that the server is told."""
     outcome, lines = Outcome(), Lines(url)
-    told = {"x-envoy-expected-rq-timeout-ms": str(round(1000 * deadline_seconds))}
+    told = {TOLD: str(round(1000 * deadline_seconds))}
     turn = itertools.cycle([lines.encoded(body, told) for body in given])
-    running: set[asyncio.Task[None]] = set()
-    begin = due = time.perf_counter()
     try:
-        while due - begin < seconds:
-            due += 1 / rate
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            if len(running) >= most_in_flight:
-                outcome.statuses["not sent"] += 1
-                continue
-            task = asyncio.create_task(lines.send(next(turn), outcome))
-            running.add(task)
-            task.add_done_callback(running.discard)
-        outcome.seconds = time.perf_counter() - begin
-        await asyncio.gather(*running)
+        await at_a_rate(
+            lambda: lines.send(next(turn), outcome), outcome, rate=rate, seconds=seconds, most_in_flight=most_in_flight
+        )
     finally:
         lines.close()
     return outcome
+
+
+async def at_a_rate(
+    send: Callable[[], Coroutine[Any, Any, None]],
+    outcome: Outcome,
+    *,
+    rate: float,
+    seconds: float,
+    most_in_flight: int = 2000,
+) -> None:
+    """Send for so long without waiting for answers, then wait for them; what would be too many at once is not sent."""
+    running: set[asyncio.Task[None]] = set()
+    begin = due = time.perf_counter()
+    while due - begin < seconds:
+        due += 1 / rate
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        if len(running) >= most_in_flight:
+            outcome.statuses["not sent"] += 1
+            continue
+        task = asyncio.create_task(send())
+        running.add(task)
+        task.add_done_callback(running.discard)
+    outcome.seconds = time.perf_counter() - begin
+    await asyncio.gather(*running)
 
 
 class Lines:
