@@ -2,7 +2,8 @@
 
 usage: training_bench.py --output FILE [--only GROUP …] [--pairs N] [--model REF] [--teacher REF] [--artifacts URL]
 
-Each group makes its rows alone; one that cannot be measured gives rows without a value, and says why. `--model` takes a model
+Each group makes its rows alone; one that cannot be measured gives rows without a value, and says why. FILE is written after each
+group, and with `--only` it keeps what earlier runs measured of the others, with the commit that it was measured at. `--model` takes a model
 that is there instead of training one first, `--teacher` a small one to learn from, which costs most of `compression`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import training_blocked
@@ -24,7 +25,7 @@ import training_parts
 import training_questions
 import training_recall
 import training_steps
-from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
+from belvedere_platform.telemetry.benchmark import Row, earlier_rows, result, write_benchmark
 from ending import end_in_order
 from scratch import scratch
 from training_subject import Subject, prepared
@@ -58,6 +59,12 @@ def measured(names: tuple[str, ...], group: Group, subject: Subject) -> list[Row
         return [result(name, None, "", "higher", None, note=f"{type(error).__name__}: {error}") for name in names]
 
 
+def in_order(rows: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Return the rows with those of a group put in or replaced, in the order of the groups; a name that no group has is dropped."""
+    by_name = {row["name"]: row for row in (*rows, *new)}
+    return [by_name[name] for names, _ in GROUPS.values() for name in names if name in by_name]
+
+
 def main() -> None:
     """Measure the groups asked for and write the file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -72,12 +79,11 @@ def main() -> None:
     started = time.monotonic()
     with scratch("belvedere-bench-") as folder:
         subject = prepared(folder, options.artifacts, options.model, options.pairs, options.teacher)
-        rows: list[Row] = []
+        rows = earlier_rows(options.output) if options.only else []
         for name in options.only or GROUPS:
-            names, group = GROUPS[name]
             print(f"[{time.monotonic() - started:6.0f} s] {name}", flush=True)
-            rows += measured(names, group, subject)
-    write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
+            rows = in_order(rows, measured(*GROUPS[name], subject))
+            write_benchmark(options.output, rows, seconds=round(time.monotonic() - started, 1), packages=PACKAGES)
 
 
 if __name__ == "__main__":

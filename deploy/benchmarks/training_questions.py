@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 
+import yaml
 from click.testing import CliRunner
 
 from belvedere_platform.telemetry.benchmark import Row, result
@@ -17,9 +19,9 @@ from belvedere_training.step import Stepper
 from sliced import trained
 from training_subject import Subject
 
-COARSE = 0.85
+EXAMPLE = Path(__file__).parents[1] / "examples" / "training" / "questions.yaml"
 NAMES = ("easy_vqa_accuracy", "itm_auc")
-QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "48000"))
+QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "64000"))
 MATCH_PAIRS = int(os.environ.get("BELVEDERE_BENCH_MATCH_PAIRS", "10000"))
 
 
@@ -33,7 +35,7 @@ def rows(subject: Subject) -> list[Row]:
 
 def answered(subject: Subject, corpus: Corpus) -> Row:
     """Ask everything that the set asks about pictures that were not seen."""
-    stepper, cost = asked_run(subject, {"lm": 1}, QUESTION_PAIRS)
+    stepper, cost = asked_run(subject, "lm", QUESTION_PAIRS, {})
     questions = questions_of(corpus)
     given = answers_in_words(corpus, stepper.model, stepper.tokenizer, questions)
     always = Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)
@@ -42,23 +44,21 @@ def answered(subject: Subject, corpus: Corpus) -> Row:
 
 
 def matched(subject: Subject, corpus: Corpus) -> Row:
-    """Tell each picture's caption from that of another one, by the matching head."""
-    stepper, cost = asked_run(subject, {"itm": 1}, MATCH_PAIRS)
+    """Tell each picture's caption from that of another one, by the matching head.
+
+    It is shown captions alone: of most questions with an answer, the hardest wrong picture is one that they are true of as well.
+    """
+    captions = {"dataset": "easy-vqa", "augmentation": {"grayShare": 0}, "texts": {"questionShare": 0}}
+    stepper, cost = asked_run(subject, "itm", MATCH_PAIRS, {"objectives": {"itm": 1}, "data": captions})
     value = match_auc(corpus, "en", stepper.model, stepper.tokenizer)
     return result(NAMES[1], value, "area", "higher", 0.9, note=f"{cost}; {len(corpus)} pictures of the test set")
 
 
-def asked_run(subject: Subject, objectives: dict[str, float], pairs: int) -> tuple[Stepper, str]:
-    """Return what a run has made, ready to be asked, and what it cost."""
-    document = {
-        "model": "questions",
-        "architecture": {"topology": "fusion"},
-        "objectives": objectives,
-        "data": {"dataset": "easy-vqa"},
-        "optimization": {"pairs": pairs, "batchSize": 128, "warmupPairs": 3000, "coarseShare": COARSE},
-        "run": {"name": f"questions-{'-'.join(objectives)}"},
-        "evaluation": {"everyPairs": 10**9},
-    }
+def asked_run(subject: Subject, name: str, pairs: int, changes: dict[str, object]) -> tuple[Stepper, str]:
+    """Return what a run like the example's has made, ready to be asked, and what it cost."""
+    document = yaml.safe_load(EXAMPLE.read_text())["spec"]
+    document = {**document, **changes, "run": {"name": f"questions-{name}"}, "evaluation": {"everyPairs": 10**9}}
+    document["optimization"]["pairs"] = pairs
     loop, _, seconds = trained(RunConfig.model_validate(document), subject.store)
     loop.stepper.model.eval()
     return loop.stepper, f"{pairs} pairs in {seconds:.0f} s of processor time"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import baseline_run
+import training_bench
 import training_blocked
 import training_faults
 from baseline_model import START, UNKNOWN, Baseline, draw_caption
@@ -26,6 +27,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_a_group_measured_again_takes_the_place_of_its_rows_alone() -> None:
+    before = [
+        {"name": name, "value": 1, "commit": "old"}
+        for name in ("itm_auc", "gone", "easy_vqa_accuracy", "hard_style_r5")
+    ]
+    after = training_bench.in_order(before, [{"name": "easy_vqa_accuracy", "value": 2}])
+    assert [(row["name"], row["value"]) for row in after] == [
+        ("hard_style_r5", 1),
+        ("easy_vqa_accuracy", 2),
+        ("itm_auc", 1),
+    ]
 
 
 def test_the_baseline_knows_whole_words_and_single_han_characters() -> None:
