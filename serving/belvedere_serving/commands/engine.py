@@ -9,16 +9,13 @@ from typing import Any
 
 import click
 
-from belvedere_platform.cli.options import artifact_store, artifacts_option, verbose_option
+from belvedere_platform.cli.options import artifact_store, artifacts_option, output_option, verbose_option
+from belvedere_platform.cli.rendering import emit
 
 
 @click.group()
 def engine() -> None:
     """Compile models, compare them with their source, time them."""
-
-
-def _print(result: dict[str, Any]) -> None:
-    click.echo(json.dumps(result, indent=2))
 
 
 @engine.command()
@@ -53,6 +50,7 @@ def _print(result: dict[str, Any]) -> None:
     help="share of texts that must find the same picture first",
 )
 @click.option("--tag", default=None, help="one more tag for the engine artifact")
+@output_option("json", "yaml", default="json")
 @artifacts_option
 @verbose_option
 def build(
@@ -63,37 +61,40 @@ def build(
     parity_cosine_minimum: float,
     parity_top1_minimum: float,
     tag: str | None,
+    output: str,
 ) -> None:
-    """Build an engine, or find the one built before, and print its figures as JSON.
+    """Build an engine, or find the one built before, and print its figures.
 
     The engine is pushed whether or not parity holds; `passed` in the result and the figures in its config say so.
     """
-    from belvedere_platform.resources.engine import EngineTarget, ParityGate
+    from belvedere_platform.resources.engine import ParityGate
     from belvedere_serving.engines.build import build as build_engine
+    from belvedere_serving.engines.targets import check_target
 
     started = time.monotonic()
 
     def say(message: str) -> None:
         click.echo(f"[{time.monotonic() - started:6.1f} s] {message}", err=True)
 
-    target = EngineTarget.model_validate({"runtime": runtime, "precision": precision, "device": device})
+    target = check_target({"runtime": runtime, "precision": precision, "device": device})
     gate = ParityGate(cosine_minimum=parity_cosine_minimum, top1_agreement_minimum=parity_top1_minimum)
     result = build_engine(artifact_store(), model_digest, target, gate, tag=tag, say=say)
     say(f"{'reused' if result.reused else 'built'} {result.digest}; parity {'held' if result.passed else 'failed'}")
-    _print(result.as_json())
+    emit(result.as_json(), output)
 
 
 @engine.command()
 @click.argument("digest")
 @click.option("--rounds", type=click.IntRange(1, 1000), default=7, show_default=True)
 @click.option("--repeats", type=click.IntRange(1, 10_000), default=50, show_default=True, help="single runs a round")
+@output_option("json", "yaml", default="json")
 @artifacts_option
 @verbose_option
-def bench(digest: str, rounds: int, repeats: int) -> None:
-    """Time an engine for one input beside its model in torch, and print the figures as JSON."""
+def bench(digest: str, rounds: int, repeats: int, output: str) -> None:
+    """Time an engine for one input beside its model in torch, and print the figures."""
     from belvedere_serving.engines.bench import bench as bench_engine
 
-    _print(bench_engine(artifact_store(), digest, rounds=rounds, repeats=repeats))
+    emit(bench_engine(artifact_store(), digest, rounds=rounds, repeats=repeats), output)
 
 
 @engine.command()
@@ -110,16 +111,19 @@ def serve(digest: str, http_port: int, grpc_port: int, plugins: Path | None, **b
     """Serve an engine by V2 on this machine without a control plane, until interrupted."""
     import asyncio
 
+    from belvedere_platform.artifacts import ArtifactKind
+    from belvedere_serving.engines.artifacts import resolve_as
     from belvedere_serving.server.bare import serve_until_stopped
     from belvedere_serving.server.config import ServerConfig
 
     store = artifact_store()
-    described = store.config(digest)
+    found = resolve_as(ArtifactKind.ENGINE, store, digest)
+    described = store.config(found.digest)
     config = ServerConfig(
         service="bare",
         model=described["modelDigest"][:19],
         version=described["modelDigest"].removeprefix("sha256:")[:12],
-        engine_digest=store.resolve(digest).digest,
+        engine_digest=found.digest,
         artifacts=store.url,
         plugins=str(plugins.absolute()) if plugins else "",
         **batching,
@@ -139,7 +143,7 @@ def serve(digest: str, http_port: int, grpc_port: int, plugins: Path | None, **b
 @click.option("--backend", type=click.Choice(["rayServe", "triton"]), default="rayServe", show_default=True)
 @click.option("--batch-sizes", default="1,8,32", show_default=True, help="to try")
 @click.option("--waits", default="0,2,5", show_default=True, help="milliseconds to try")
-@click.option("--instances", default="1", show_default=True, help="to try, with Triton")
+@click.option("--instances", default="1", show_default=True, help="engines (with rayServe: replicas) to try")
 @click.option("--threads", default="1,2", show_default=True, help="threads of an engine to try")
 @click.option("--clients", default="1,2,4,8,16,32", show_default=True, help="clients at once, fewest first")
 @click.option(
@@ -150,15 +154,19 @@ def serve(digest: str, http_port: int, grpc_port: int, plugins: Path | None, **b
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="a line of text or a path of a picture each [default: the model's held-out inputs]",
 )
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="write the ModelService lines here")
+@click.option(
+    "--write", type=click.Path(path_type=Path, dir_okay=False), help="write the lines for a ModelService here"
+)
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="draw throughput against latency here")
+@output_option("json", "yaml", default="json")
 @artifacts_option
 @verbose_option
-def tune(digests: tuple[str, ...], output: Path | None, plot: Path | None, **given: Any) -> None:
-    """Find the settings that answer most within a latency objective, on the real server, and print them as JSON.
+def tune(digests: tuple[str, ...], write: Path | None, plot: Path | None, output: str, **given: Any) -> None:
+    """Find the settings that answer most within a latency objective, on the real server, and print them.
 
     Several engines of one model, say one in fp32 and one in int8, are compared with each other.
     """
     from belvedere_serving.tuning.command import run
 
-    _print(run(artifact_store(), digests, given, output=output, plot=plot, say=lambda line: click.echo(line, err=True)))
+    found = run(artifact_store(), digests, given, write=write, plot=plot, say=lambda line: click.echo(line, err=True))
+    emit(found, output)

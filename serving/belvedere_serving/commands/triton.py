@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from belvedere_platform.cli.options import artifact_store, artifacts_option, verbose_option
+from belvedere_platform.cli.options import artifact_store, artifacts_option, output_option, verbose_option
 
 _C = TypeVar("_C", bound=Callable[..., Any])
 _PORT = click.IntRange(0, 65535)
@@ -47,13 +46,17 @@ def _repository_options(command: _C) -> _C:
 
 
 def _write(digest: str, target: Path, given: dict[str, Any]) -> Path:
+    from belvedere_platform.artifacts import ArtifactKind
     from belvedere_platform.resources.model_service import WritingOptions
+    from belvedere_serving.engines.artifacts import resolve_as
     from belvedere_serving.server import engine_cache
     from belvedere_serving.triton.options import RepositoryOptions
     from belvedere_serving.triton.repository import write_repository
 
     store = artifact_store()
-    engine = engine_cache.fetch(store.url, store.resolve(digest).digest, engine_cache.cache_folder())
+    engine = engine_cache.fetch(
+        store.url, resolve_as(ArtifactKind.ENGINE, store, digest).digest, engine_cache.cache_folder()
+    )
     version, cache_mib, writing = (given.pop(name) for name in ("model_version", "cache_mib", "writing"))
     options = RepositoryOptions(
         version=version, response_cache=cache_mib > 0, writing=WritingOptions.read(writing).chosen(), **given
@@ -63,12 +66,15 @@ def _write(digest: str, target: Path, given: dict[str, Any]) -> Path:
 
 @triton.command()
 @click.argument("digest")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write")
+@click.option("--into", type=click.Path(path_type=Path, file_okay=False), required=True, help="folder to write")
+@output_option("json", "yaml", default="json")
 @_repository_options
-def repository(digest: str, output: Path, **given: Any) -> None:
-    """Write the model repository of an engine."""
-    _write(digest, output, given)
-    click.echo(json.dumps({"repository": str(output), "models": sorted(path.name for path in output.iterdir())}))
+def repository(digest: str, into: Path, output: str, **given: Any) -> None:
+    """Write the model repository of an engine, and say what is in it."""
+    from belvedere_platform.cli.rendering import emit
+
+    _write(digest, into, given)
+    emit({"repository": str(into), "models": sorted(path.name for path in into.iterdir())}, output)
 
 
 @triton.command()

@@ -6,18 +6,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
 from belvedere_serving.engines import measure
+from belvedere_serving.engines.artifacts import resolve_as
 from belvedere_serving.engines.build import one_torch_thread
 from belvedere_serving.engines.compiling import TOWERS
-from belvedere_serving.engines.device import this_device
+from belvedere_serving.engines.device import device_for
 from belvedere_serving.engines.loading import load_runtime
 from belvedere_serving.engines.source import TorchRuntime, check_source, read_held_out
 
 
 def bench(store: ArtifactStore, reference: str, *, rounds: int = 7, repeats: int = 50) -> dict[str, Any]:
     """Return the latency of each tower for one input, engine and torch in alternating rounds, one thread each."""
-    config, digest = store.config(reference), store.resolve(reference).digest
+    digest = resolve_as(ArtifactKind.ENGINE, store, reference).digest
+    config = store.config(digest)
     with tempfile.TemporaryDirectory(prefix="belvedere-bench-") as scratch, one_torch_thread():
         engine = store.pull(digest, Path(scratch, "engine"))
         model = store.pull(config["modelDigest"], Path(scratch, "model"))
@@ -30,6 +32,6 @@ def bench(store: ArtifactStore, reference: str, *, rounds: int = 7, repeats: int
         }
     return {
         "digest": digest,
-        "device": str(this_device()),
+        "device": str(device_for(config["target"]["device"])),
         "latency": {tower: report.model_dump(by_alias=True) for tower, report in reports.items()},
     }

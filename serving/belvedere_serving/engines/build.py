@@ -15,6 +15,7 @@ from belvedere_platform.artifacts import ArtifactKind, ArtifactNotFound, Artifac
 from belvedere_platform.errors import BelvedereError, InvalidInput
 from belvedere_platform.resources.engine import CandidateReport, EngineTarget, ParityGate, ParityReport
 from belvedere_serving.engines import measure
+from belvedere_serving.engines.artifacts import resolve_as
 from belvedere_serving.engines.compiling import (
     TOWERS,
     Bench,
@@ -74,7 +75,7 @@ def build(
     say: Say = lambda message: None,
 ) -> EngineResult:
     """Return the engine of a model for a target: the one that is there, or a new one. It is pushed even if parity fails."""
-    described = store.resolve(model)
+    described = resolve_as(ArtifactKind.MODEL, store, model)
     device, tools = device_for(target.device), toolchain(target.runtime)
     variants = variants_of(target, device)
     own_tag = engine_tag(described.digest, target.runtime, target.precision, tools, device)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.engine import EngineTarget
+from belvedere_platform.resources.validation import schemas
 from belvedere_serving.engines.device import Device
 from belvedere_serving.engines.litert import HINT, find_converter
 from belvedere_serving.engines.runtime import Variant
@@ -42,6 +43,16 @@ _VARIANTS: dict[Variant, _Need] = {
 }
 
 
+def check_target(given: Mapping[str, str]) -> EngineTarget:
+    """Return the target that is asked for, held to the rules of an Engine's. Raises InvalidInput."""
+    from belvedere_platform.resources.rules import broken_rules  # CEL takes half a second to import
+
+    schema = schemas()["Engine"]["properties"]["spec"]["properties"]["target"]
+    if broken := [message for _, message in broken_rules(schema, dict(given), None)]:
+        raise InvalidInput("; ".join(broken))
+    return EngineTarget.model_validate(given)
+
+
 def variants_of(target: EngineTarget, device: Device) -> tuple[Variant, ...]:
     """Return what a target can mean on this device: one variant, or with `auto` all that can run. Raises InvalidInput."""
     asked = [one for one in _VARIANTS if _matches(one, target)]
@@ -50,7 +61,7 @@ def variants_of(target: EngineTarget, device: Device) -> tuple[Variant, ...]:
         needs = "; ".join(f"{one} needs {_VARIANTS[one].what}" for one in asked)
         raise InvalidInput(
             f"target {target.runtime} {target.precision} cannot be built on {device}: "
-            f"{needs or 'there is no such engine'}; use another runtime or precision, or runtime auto"
+            f"{needs or _precisions_of(target)}; use another runtime or precision, or runtime auto"
         )
     return possible
 
@@ -60,6 +71,11 @@ def _matches(variant: Variant, target: EngineTarget) -> bool:
     # LiteRT is for other devices than the one that builds, and takes one input at a time: it is built where it is asked for.
     meant = target.runtime == variant.runtime or (target.runtime == "auto" and variant.runtime != "litert")
     return meant and target.precision in ("auto", variant.precision) and on_gpu == (target.device == "gpu")
+
+
+def _precisions_of(target: EngineTarget) -> str:
+    known = [one.precision for one in _VARIANTS if one.runtime == target.runtime]
+    return f"{target.runtime} has no such engine, only {', '.join(known)}"
 
 
 def _installed(package: str) -> bool:

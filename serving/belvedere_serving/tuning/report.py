@@ -17,7 +17,10 @@ from belvedere_serving.tuning.tune import Tuning
 def service_fragment(chosen: Trial, variant: Variant, backend: str) -> str:
     """Return the part of a ModelService's spec that says what was found."""
     settings = chosen.settings
-    cores = settings.threads * (settings.instances if backend == "triton" else 1)
+    # Instances of Triton share one replica; ours are replicas.
+    replicas, cores = (
+        (1, settings.threads * settings.instances) if backend == "triton" else (settings.instances, settings.threads)
+    )
     spec = {
         "backend": backend,
         "engine": {"target": {"runtime": variant.runtime, "precision": variant.precision}},
@@ -25,7 +28,10 @@ def service_fragment(chosen: Trial, variant: Variant, backend: str) -> str:
             "maxBatchSize": settings.max_batch_size,
             "waitMilliseconds": settings.batch_wait_milliseconds,
         },
-        "scaling": {"targetInFlight": max(1, chosen.clients)},
+        "scaling": {
+            **({"minReplicas": replicas, "maxReplicas": replicas} if replicas > 1 else {}),
+            "targetInFlight": max(1, math.ceil(chosen.clients / replicas)),
+        },
         "resources": {"cpu": math.ceil(cores)},
     }
     text: str = yaml.safe_dump({"spec": spec}, sort_keys=False)

@@ -20,8 +20,15 @@ PATIENCE_SECONDS = 180.0
 
 
 @contextlib.contextmanager
+def own_servers(settings: Settings, *, artifacts: str) -> Iterator[tuple[str, ...]]:
+    """Serve with our server; instances are replicas, each a process of its own. Gives the URL of each."""
+    with contextlib.ExitStack() as stack:
+        yield tuple(stack.enter_context(own_server(settings, artifacts=artifacts)) for _ in range(settings.instances))
+
+
+@contextlib.contextmanager
 def own_server(settings: Settings, *, artifacts: str) -> Iterator[str]:
-    """Serve with our server; more instances than one are as many processes, which is not tuned here."""
+    """Serve with one replica of our server."""
     (http, grpc) = free_ports(2)
     words = [
         *("engine", "serve", settings.engine, "--artifacts", artifacts),
@@ -35,8 +42,8 @@ def own_server(settings: Settings, *, artifacts: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def triton_server(settings: Settings, *, artifacts: str) -> Iterator[str]:
-    """Serve with Triton."""
+def triton_server(settings: Settings, *, artifacts: str) -> Iterator[tuple[str, ...]]:
+    """Serve with Triton, which has all instances in one."""
     (http, grpc, metrics) = free_ports(3)
     words = [
         *("triton", "serve", settings.engine, "--artifacts", artifacts, "--model-version", "tuned-v1"),
@@ -46,7 +53,7 @@ def triton_server(settings: Settings, *, artifacts: str) -> Iterator[str]:
         *("--instances", f"{settings.instances}", "--threads", f"{settings.threads}"),
     ]
     with _process(words, f"http://127.0.0.1:{http}") as url:
-        yield url
+        yield (url,)
 
 
 def free_ports(number: int) -> list[int]:

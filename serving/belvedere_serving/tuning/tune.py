@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from belvedere_platform.errors import Unavailable
-from belvedere_serving.client.load import Body, closed_loop
+from belvedere_serving.client.load import Body, Outcome, closed_loop
 from belvedere_serving.tuning.search import Settings, Space, Trial, best, better, check_space, first, front, neighbours
 
-Start = Callable[[Settings], AbstractContextManager[str]]
-"""Starts a server with some settings and gives its URL."""
+Start = Callable[[Settings], AbstractContextManager[tuple[str, ...]]]
+"""Starts a server with some settings and gives its URL, or one for each of its replicas."""
 MARGIN = 0.05
 """How much more a neighbour must answer to be better: less than that is chance."""
 
@@ -85,10 +85,10 @@ def tune(
 def measure(start: Start, settings: Settings, given: Sequence[Body], objective: Objective) -> list[Trial]:
     """Return how a server with some settings does with more and more clients, until it is past the objective."""
     trials: list[Trial] = []
-    with start(settings) as url:
-        asyncio.run(closed_loop(url, given, clients=2, seconds=min(1.0, objective.seconds)))
+    with start(settings) as urls:
+        asyncio.run(ask_all(urls, given, clients=2 * len(urls), seconds=min(1.0, objective.seconds)))
         for clients in objective.clients:
-            outcome = asyncio.run(closed_loop(url, given, clients=clients, seconds=objective.seconds))
+            outcome = asyncio.run(ask_all(urls, given, clients=clients, seconds=objective.seconds))
             if not outcome.latencies:
                 raise Unavailable(f"the server answered {dict(outcome.statuses)} to good requests")
             trials.append(
@@ -103,6 +103,23 @@ def measure(start: Start, settings: Settings, given: Sequence[Body], objective: 
             if trials[-1].latency_milliseconds > 2 * objective.milliseconds:
                 break
     return trials
+
+
+async def ask_all(urls: Sequence[str], given: Sequence[Body], *, clients: int, seconds: float) -> Outcome:
+    """Let so many clients, shared out evenly, ask the replicas at the same time, and return what came back from all."""
+    shares = [clients // len(urls) + (number < clients % len(urls)) for number in range(len(urls))]
+    asked = (
+        closed_loop(url, given, clients=share, seconds=seconds)
+        for url, share in zip(urls, shares, strict=True)
+        if share
+    )
+    whole = Outcome()
+    for outcome in await asyncio.gather(*asked):
+        whole.latencies += outcome.latencies
+        whole.refused += outcome.refused
+        whole.statuses += outcome.statuses
+        whole.seconds = max(whole.seconds, outcome.seconds)
+    return whole
 
 
 def _sentence(settings: Settings, top: Trial | None, found: Sequence[Trial]) -> str:

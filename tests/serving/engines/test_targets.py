@@ -8,17 +8,18 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING
 from belvedere_platform.resources.engine import EngineStatus, EngineTarget, ParityGate
+from belvedere_serving.engines.artifacts import resolve_as
 from belvedere_serving.engines.build import EngineResult, build
 from belvedere_serving.engines.device import Device
 from belvedere_serving.engines.loading import ENGINE_FILE, load_runtime, read_variant
 from belvedere_serving.engines.measure import CURVE_BATCHES
 from belvedere_serving.engines.runtime import TOWER_INPUT, Variant
 from belvedere_serving.engines.source import TorchRuntime, read_held_out
-from belvedere_serving.engines.targets import variants_of
+from belvedere_serving.engines.targets import check_target, variants_of
 
 OLD, ARM = Device("old", ("avx2",)), Device("arm", ("asimddp", "i8mm", "bf16"))
 NEW = Device("new", ("avx2", "avx512f", "avx512_vnni", "avx512_bf16"))
@@ -51,7 +52,7 @@ def test_auto_takes_a_new_number_format_into_account() -> None:
     ("target", "words"),
     [
         ({"runtime": "onnxruntime", "precision": "bf16"}, "needs an Arm processor with bf16"),
-        ({"runtime": "torch", "precision": "int8"}, "there is no such engine"),
+        ({"runtime": "torch", "precision": "int8"}, "torch has no such engine, only fp32"),
         ({"runtime": "tensorrt", "precision": "fp16", "device": "gpu"}, "needs the package tensorrt and an NVIDIA GPU"),
     ],
 )
@@ -144,3 +145,26 @@ def test_tensorrt_gives_the_answers_of_torch(store: ArtifactStore, model: str, p
     alone = loaded.run(EMBED_IMAGE, {"pixels": inputs[:1]})[EMBEDDING]
     many = loaded.run(EMBED_IMAGE, {"pixels": np.resize(inputs, (100, *inputs.shape[1:]))})[EMBEDDING]
     np.testing.assert_allclose(many[0], alone[0], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"runtime": "onnxruntime", "precision": "auto", "device": "cpu"}, "precision auto needs runtime auto"),
+        ({"runtime": "tensorrt", "precision": "fp32", "device": "cpu"}, "runtime tensorrt needs device gpu"),
+        ({"runtime": "openvino", "precision": "fp16", "device": "cpu"}, "precision fp16 needs device gpu"),
+    ],
+)
+def test_the_command_line_holds_to_the_rules_of_an_engine(given: dict[str, str], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        check_target(given)
+    assert check_target({**given, "runtime": "auto", "device": "gpu"}).runtime == "auto"
+
+
+def test_a_model_and_an_engine_that_were_mixed_up_are_named(store: ArtifactStore, model: str) -> None:
+    engine = store.push(ArtifactKind.ENGINE, {ENGINE_FILE: b"{}"}, config={}, tag="engines/mine")
+    with pytest.raises(InvalidInput, match=r"models/v1 is a model, and an engine is wanted; build one of it"):
+        resolve_as(ArtifactKind.ENGINE, store, "models/v1")
+    with pytest.raises(InvalidInput, match=r"engines/mine is an engine, and a model is wanted; it names its model"):
+        build(store, "engines/mine", EngineTarget(), ParityGate())
+    assert resolve_as(ArtifactKind.ENGINE, store, "engines/mine").digest == engine.digest

@@ -88,8 +88,8 @@ def simulation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def nothing(settings: Settings) -> Iterator[str]:
-    yield ""
+def nothing(settings: Settings) -> Iterator[tuple[str, ...]]:
+    yield ("",)
 
 
 @pytest.mark.usefixtures("simulation")
@@ -124,28 +124,58 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "front.svg").read_text().startswith("<?xml")
 
 
-@pytest.mark.slow
-def test_the_command_tunes_the_real_server(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def store_with_engine(tiny: ModuleType, tmp_path: Path) -> tuple[str, str]:
+    """The URL of an artifact store, and the digest of the engine in it."""
     store = ArtifactStore((tmp_path / "artifacts").as_uri())
     files: dict[str, Path | bytes] = {path.name: path for path in tiny.write(tmp_path / "files").iterdir()}
     config = {"modelDigest": "sha256:" + "0" * 64, "target": {"precision": "fp32"}}
-    digest = store.push(ArtifactKind.ENGINE, files, config=config).digest
+    return store.url, store.push(ArtifactKind.ENGINE, files, config=config).digest
+
+
+@pytest.mark.slow
+def test_the_command_tunes_the_real_server(
+    store_with_engine: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
+    url, digest = store_with_engine
     (tmp_path / "texts").write_text("red apple\nblue\n")
-    words = ["tune", digest, "--latency-milliseconds", "5000", "--model", "embed_text", "--artifacts", store.url]
-    words += ["--batch-sizes", "4", "--waits", "0,1", "--threads", "1", "--clients", "1,2", "--seconds", "0.3"]
-    words += ["--inputs", str(tmp_path / "texts"), "--output", str(tmp_path / "service.yaml")]
+    words = ["tune", digest, "--latency-milliseconds", "5000", "--model", "embed_text", "--artifacts", url]
+    words += ["--batch-sizes", "4", "--waits", "0", "--threads", "1", "--clients", "1,2", "--seconds", "0.3"]
+    words += ["--instances", "1,2", "--inputs", str(tmp_path / "texts"), "--write", str(tmp_path / "service.yaml")]
     result = CliRunner().invoke(engine_command, words)
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
     assert printed["chosen"]["per_second"] > 0
     assert {trial["clients"] for trial in printed["trials"]} == {1, 2}
+    assert {trial["settings"]["instances"] for trial in printed["trials"]} == {1, 2}
     assert "maxBatchSize: 4" in (tmp_path / "service.yaml").read_text()
 
 
-def test_a_wrong_number_is_named() -> None:
-    from belvedere_serving.tuning.command import _numbers
+def test_replicas_are_shared_out_to_clients_and_stand_in_the_lines_for_a_service() -> None:
+    spec = yaml.safe_load(service_fragment(a_trial(100, 9, instances=3), Variant("onnxruntime", "fp32"), "rayServe"))
+    assert spec["spec"]["scaling"] == {"minReplicas": 3, "maxReplicas": 3, "targetInFlight": 2}
+    assert spec["spec"]["resources"] == {"cpu": 1}
 
-    with pytest.raises(InvalidInput, match="--waits is 'a,b'"):
-        _numbers("--waits", "a,b", float)
+
+@pytest.mark.parametrize(
+    ("option", "text", "words"),
+    [
+        ("--waits", "a,b", "--waits is 'a,b'; it must be numbers with commas between"),
+        ("--threads", "1.5", "--threads is '1.5'; it must be whole numbers"),
+        ("--batch-sizes", "8,0", "--batch-sizes has 0; each must be from 1 to 1024"),
+        ("--instances", "65", "--instances has 65; each must be from 1 to 64"),
+    ],
+)
+def test_a_wrong_number_is_named_before_anything_is_started(
+    store_with_engine: tuple[str, str], option: str, text: str, words: str
+) -> None:
+    url, digest = store_with_engine
+    told = ["tune", digest, "--latency-milliseconds", "50", "--artifacts", url, option, text]
+    result = CliRunner().invoke(engine_command, told)
+    assert isinstance(result.exception, InvalidInput)
+    assert words in str(result.exception)
+
+
+def test_a_request_is_for_one_model() -> None:
     assert bodies("embed_text", [b"x"])[0].path == "/v2/models/embed_text/infer"
