@@ -112,7 +112,7 @@ class Context:
 
 TOOLCHAIN_VARIABLE = "BELVEDERE_TOOLCHAIN"
 """Names a JSON file with version by package; the operator's own image has no torch."""
-_TOOLCHAIN_PACKAGES = ("onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "torch")
+_TOOLCHAIN_PACKAGES = ("ai-edge-litert", "onnx", "onnxruntime", "onnxscript", "openvino", "tensorrt", "torch")
 
 
 def installed_toolchain(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -10,6 +10,7 @@ from belvedere_operators.manifests.naming import LONGEST_JOB, child_name
 from belvedere_operators.manifests.ownership import MANAGED_BY, VERSION_LABEL, owner_reference
 from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
 from belvedere_operators.manifests.raycluster import GPU
+from belvedere_platform.artifacts.layout import canonical
 from belvedere_platform.resources.engine import EngineSpec, ParityGate
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENGINE, JOB
@@ -26,7 +27,18 @@ def engine_job_name(engine: str, gate: ParityGate) -> str:
 def engine_tag(spec: EngineSpec, *, model_digest: str, toolchain_digest: str) -> str:
     """Return the tag of the engine artifact: everything that decides its bytes, so equal keys share one engine."""
     model = model_digest.removeprefix("sha256:")[:12]
-    return f"engines/{model}-{spec.target.runtime}-{spec.target.precision}-{toolchain_digest}"
+    return f"engines/{model}-{spec.target.runtime}-{spec.target.precision}-{toolchain_digest}{_place(spec)}"
+
+
+def _place(spec: EngineSpec) -> str:
+    """Return what tells one device or image from another that an Engine asks to be built on; empty where it asks for none.
+
+    A plan of one kind of GPU is none of another's, and int8 is made otherwise where a processor has instructions for it.
+    """
+    asked = spec.pod.model_dump(include={"image", "node_selector", "runtime_class_name"}, exclude_defaults=True)
+    if spec.target.device != "cpu":
+        asked["device"] = spec.target.device
+    return f"-{hashlib.sha256(canonical(asked)).hexdigest()[:6]}" if asked else ""
 
 
 def engine_job(

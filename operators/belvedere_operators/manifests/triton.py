@@ -97,6 +97,7 @@ def triton_service(owner: Manifest, version: str) -> Manifest:
 
 def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: PodSettings) -> dict[str, Any]:
     batching, cpu = spec.batching, spec.resources.cpu
+    instances = (spec.server.instances if spec.server else None) or 1
     arguments = [
         *("triton", "serve", engine_digest),
         *("--model-version", version),
@@ -105,7 +106,8 @@ def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: P
         *("--max-batch-size", f"{batching.max_batch_size}"),
         *("--batch-wait-milliseconds", f"{batching.wait_milliseconds:g}"),
         *("--max-queued-requests", f"{batching.max_queued_requests}"),
-        *("--threads", f"{max(1, math.floor(cpu))}"),
+        *(("--instances", f"{instances}") if instances > 1 else ()),
+        *("--threads", f"{max(1, math.floor(cpu / instances))}"),
         *("--drain-seconds", f"{DRAIN_SECONDS}"),
     ]
     if spec.server is not None and spec.server.writing is not None:

@@ -276,11 +276,19 @@ class ServerOptions(Part):
         ),
     ] = None
     writing: WritingOptions | None = None
+    instances: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=64,
+            description="engines of each tower in one replica of Triton, which share its cpu; one when left out",
+        ),
+    ] = None
 
     def arguments(self) -> dict[str, Any]:
         """Return what is given, as the application's arguments."""
         written = self.writing.arguments() if self.writing else {}
-        given = {"models": list(self.models), "plugins": self.plugins}
+        given = {"models": list(self.models), "plugins": self.plugins, "instances": self.instances}
         return {**{name: value for name, value in given.items() if value}, **written}
 
 
@@ -306,7 +314,10 @@ class ModelServiceSpec(Part):
     routing: Routing = Routing()
     batching: Batching = Batching()
     server: Annotated[
-        ServerOptions | None, Field(description="models and plugins of a rayServe replica, and how any replica writes")
+        ServerOptions | None,
+        Field(
+            description="models and plugins of a rayServe replica, instances of a triton one, and how any replica writes"
+        ),
     ] = None
     resources: ReplicaResources = ReplicaResources()
     pod: PodPatch = PodPatch()
@@ -316,6 +327,10 @@ class ModelServiceSpec(Part):
             " || (!has(self.server.plugins) && (!has(self.server.models) || size(self.server.models) == 0))",
             message="server.models and server.plugins are for backend rayServe;"
             " Triton serves all models of an engine, without plugins",
+        ),
+        CelRule(
+            rule="self.backend == 'triton' || !has(self.server) || !has(self.server.instances)",
+            message="server.instances is for backend triton; of rayServe there are more replicas, scaling.minReplicas",
         ),
         CelRule(
             rule="self.backend != 'triton' || !has(self.engine) || !has(self.engine.target) || !has(self.engine.target.runtime)"

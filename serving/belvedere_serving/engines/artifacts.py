@@ -15,7 +15,7 @@ def resolve_as(kind: ArtifactKind, store: ArtifactStore, reference: str) -> Desc
     """Return the artifact that a tag or digest names. Raises InvalidInput for one of another kind."""
     found = store.resolve(reference)
     if found.kind is not kind:
-        hint = f"; {_HINT[kind]}" if found.kind in _HINT else ""
+        hint = f"; {_HINT[found.kind]}" if found.kind in _HINT else ""
         raise InvalidInput(
             f"{reference} is {_named(found.kind)}, and {_named(kind)} is wanted{hint.replace('REFERENCE', reference)}"
         )

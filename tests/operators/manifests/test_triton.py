@@ -56,6 +56,14 @@ def test_how_texts_are_written_reaches_the_models_that_write(owner, spec):
     assert WritingOptions.read(context.params["writing"]).chosen() == {"max_new_tokens": 7, "cache_precision": "int8"}
 
 
+def test_several_engines_in_a_replica_share_its_cores(owner, spec):
+    resources = spec.resources.model_copy(update={"cpu": 7})
+    spec = spec.model_copy(update={"server": ServerOptions(instances=3), "resources": resources})
+    made = triton_deployment(owner, spec, version="v2", engine_digest=DIGEST, replicas=1, pods=PodSettings(image="a"))
+    words = made["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [words[words.index(name) + 1] for name in ("--instances", "--threads")] == ["3", "2"]
+
+
 def test_the_service_selects_the_pods_and_lends_its_labels_to_the_slices(owner, deployment):
     service = triton_service(owner, "v2")
     labels = deployment["spec"]["template"]["metadata"]["labels"]

@@ -64,6 +64,7 @@ def service(**spec: Any) -> dict[str, Any]:
             {"backend": "triton", "server": {"models": ["caption"], "writing": {}}},
             "server.models and server.plugins are for backend rayServe; Triton serves all models of an engine",
         ),
+        ({"server": {"instances": 2}}, "server.instances is for backend triton; of rayServe there are more replicas"),
         (
             {"backend": "triton", "engine": {"target": {"runtime": "litert"}}},
             "engine.target.runtime litert is for backend rayServe",

@@ -120,6 +120,7 @@ def test_the_lines_for_a_service_are_those_of_its_spec() -> None:
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
     tuning = Tuning(objective=Objective(milliseconds=5), trials=[a_trial(10, 1), a_trial(30, 6)])
+    tuning.chosen = tuning.trials[0]
     plot(tuning, {"sha256:fp32": "onnxruntime fp32"}, tmp_path / "front.svg")
     assert (tmp_path / "front.svg").read_text().startswith("<?xml")
 
@@ -156,6 +157,12 @@ def test_replicas_are_shared_out_to_clients_and_stand_in_the_lines_for_a_service
     spec = yaml.safe_load(service_fragment(a_trial(100, 9, instances=3), Variant("onnxruntime", "fp32"), "rayServe"))
     assert spec["spec"]["scaling"] == {"minReplicas": 3, "maxReplicas": 3, "targetInFlight": 2}
     assert spec["spec"]["resources"] == {"cpu": 1}
+
+
+def test_instances_of_triton_share_one_replica() -> None:
+    trial = a_trial(100, 9, instances=3, threads=2)
+    spec = yaml.safe_load(service_fragment(trial, Variant("onnxruntime", "fp32"), "triton"))["spec"]
+    assert (spec["scaling"], spec["server"], spec["resources"]) == ({"targetInFlight": 4}, {"instances": 3}, {"cpu": 6})
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
         engine=engine,
         now=context.clock(),
         pods=context.settings.pods,
+        toolchain=context.settings.toolchain,
         tag=tag,
         model_digest=model_digest,
         version_ready=version is not None and condition_is_true(version, "Ready"),

@@ -26,6 +26,8 @@ from belvedere_platform.store import Manifest
 
 LOOK_AGAIN_SECONDS = 10.0
 BUILDING_AGAIN_SECONDS = 30.0
+NEEDS = {"openvino": "openvino", "tensorrt": "tensorrt", "litert": "ai-edge-litert"}
+"""By runtime, the package that not every installation builds engines with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class State:
     engine: Engine
     now: datetime
     pods: PodSettings
+    toolchain: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what builds engines, by package."""
     tag: str | None = None
     model_digest: str | None = None
     version_ready: bool = False
@@ -226,6 +230,12 @@ def _another_way_may_do(state: State) -> bool:
 
 def _without_artifact(state: State) -> _Readiness:
     job = state.job
+    if job is None and (lacking := _lacking(state)) is not None:
+        return _Readiness(
+            reason="BuildFailed",
+            message=f"spec.target.runtime is {state.engine.spec.target.runtime}, and what builds engines here lacks "
+            f"{lacking}: install it there, or name an image that has it in spec.pod.image",
+        )
     if job is None:
         return _Readiness(
             reason="Building", message="the build is submitted", build=True, after_seconds=BUILDING_AGAIN_SECONDS
@@ -242,6 +252,16 @@ def _without_artifact(state: State) -> _Readiness:
             after_seconds=LOOK_AGAIN_SECONDS,
         )
     return _Readiness(reason="Building", message=f"Job {job.name} is building", after_seconds=BUILDING_AGAIN_SECONDS)
+
+
+def _lacking(state: State) -> str | None:
+    """Return the package that a build would miss. Of an image that somebody names here nothing is known."""
+    defaults, spec = state.pods.defaults, state.engine.spec
+    another_image = spec.pod.image or defaults.engines.image or defaults.all.image
+    needed = NEEDS.get(spec.target.runtime)
+    return (
+        needed if "torch" in state.toolchain and not another_image and needed not in (None, *state.toolchain) else None
+    )
 
 
 def _status(state: State, readiness: _Readiness) -> EngineStatus:

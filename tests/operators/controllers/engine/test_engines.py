@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from belvedere_operators.controllers.engine.controller import EngineReconciler
-from belvedere_operators.manifests.enginejob import engine_job_name
+from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
 from belvedere_operators.runtime import After, Key
-from belvedere_platform.resources.engine import ParityGate
+from belvedere_platform.resources.engine import EngineSpec, ParityGate
 from belvedere_platform.store.kinds import ENGINE, JOB, MODEL_VERSION
 
 KEY = Key("default", "v1-onnxruntime-int8")
@@ -105,6 +106,52 @@ async def test_an_engine_of_the_same_key_is_reused(shop: Shop) -> None:
     assert (await shop.ready())[:2] == ("True", "Reused")
     assert await shop.bench.get(JOB, shop.job()) is None
     assert (await shop.bench.status(ENGINE, KEY.name))["digest"] == digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "pod", "refused"),
+    [
+        (
+            {"target": {"runtime": "litert"}},
+            {},
+            "spec.target.runtime is litert, and what builds engines here lacks ai-edge-litert",
+        ),
+        (
+            {"target": {"runtime": "tensorrt", "device": "gpu"}},
+            {},
+            "what builds engines here lacks tensorrt: install it there",
+        ),
+        ({"target": {"runtime": "openvino"}}, {}, None),
+        ({"target": {"runtime": "litert"}}, {"image": "mine:1"}, None),
+    ],
+)
+async def test_what_the_toolchain_cannot_build_is_refused_without_a_job(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], pod: dict[str, str], refused: str | None
+) -> None:
+    toolchain = {"torch": "2", "onnxruntime": "1", "openvino": "3"}
+    context = replace(shop.bench.context, settings=replace(shop.bench.context.settings, toolchain=toolchain))
+    shop.reconciler = EngineReconciler(context)
+    await shop.add_version()
+    await shop.apply(**changes, pod=pod)
+    await shop.reconcile()
+    _, reason, message = await shop.ready()
+    assert reason == ("BuildFailed" if refused else "Building")
+    assert (refused or "the build is submitted") in message
+    assert (await shop.bench.get(JOB, shop.job()) is None) is (refused is not None)
+
+
+def test_an_engine_for_other_nodes_or_of_another_image_is_another() -> None:
+    def tag(target: dict[str, str] | None = None, **pod: Any) -> str:
+        spec = EngineSpec.model_validate({"modelVersion": "v1", "target": target or {}, "pod": pod})
+        return engine_tag(spec, model_digest="sha256:" + "a" * 64, toolchain_digest="t" * 8)
+
+    assert tag() == tag(labels={"team": "a"}) == f"engines/{'a' * 12}-onnxruntime-fp32-{'t' * 8}"
+    gpu = {"runtime": "tensorrt", "device": "gpu"}
+    places = [
+        *(tag(gpu, nodeSelector={"nvidia.com/gpu.product": product}) for product in ("L4", "H100")),
+        *(tag(gpu), tag(), tag(image="mine:1"), tag({"runtime": "auto"}), tag({"runtime": "auto", "device": "gpu"})),
+    ]
+    assert len(set(places)) == len(places)
 
 
 async def test_another_toolchain_builds_anew(shop: Shop) -> None:
