@@ -25,7 +25,8 @@ from tritonclient.utils import InferenceServerException
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, EMBEDDING
 from belvedere_platform.resources.engine import EngineTarget, ParityGate
-from conformance import Target, all_checks, other_clients
+from conformance import Target, all_checks
+from other_clients import other_clients
 from ray_application import Application, RayApplication, ray_applications
 
 pytestmark = pytest.mark.slow

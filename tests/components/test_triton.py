@@ -18,7 +18,8 @@ from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_repository
 from belvedere_serving.tuning.servers import free_ports
-from conformance import Target, all_checks, counted, infer, other_clients
+from conformance import Target, all_checks, counted, infer
+from other_clients import other_clients
 from triton_process import TritonProcess, find_or_skip, start_triton, triton_folder, wait_ready
 
 pytestmark = pytest.mark.slow

@@ -6,30 +6,22 @@ import asyncio
 import concurrent.futures
 import contextlib
 import json
-import os
 import queue
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 from tritonclient.utils import InferenceServerException
 
 PROTOCOLS = ("http", "grpc")
-TOOLS = Path(os.environ.get("BELVEDERE_CACHE") or Path.home() / ".cache" / "belvedere") / "tools"
-PEER_CLIENT = Path(__file__).parents[2] / "deploy" / "benchmarks" / "kserve_client.py"
 LIBRARY: dict[str, Any] = {"http": triton_http, "grpc": triton_grpc}
 
 
@@ -160,86 +152,6 @@ def asynchronous_clients_work(target: Target) -> None:
                 assert {answer.as_numpy("EMBEDDING").shape for answer in answers} == {(1, target.dimension)}
 
     asyncio.run(ask())
-
-
-def reflection_is_enough_to_infer(target: Target) -> None:
-    """As grpcurl does it: the messages come from the server."""
-    with grpc.insecure_channel(target.grpc) as channel:
-        if not target.reflects:
-            with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
-                ProtoReflectionDescriptorDatabase(channel).get_services()
-            return
-        service = DescriptorPool(ProtoReflectionDescriptorDatabase(channel)).FindServiceByName(
-            "inference.GRPCInferenceService"
-        )
-        method = service.methods_by_name["ModelInfer"]
-        request_kind, answer_kind = map(GetMessageClass, (method.input_type, method.output_type))
-        given = {"name": "TEXT", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [b"red"]}}
-        infer_unary = channel.unary_unary(
-            f"/{service.full_name}/ModelInfer",
-            request_serializer=request_kind.SerializeToString,
-            response_deserializer=answer_kind.FromString,
-        )
-        answer: Any = infer_unary(request_kind(model_name="embed_text", inputs=[given]), timeout=20)
-    assert list(answer.outputs[0].shape) == [1, target.dimension]
-
-
-def grpcurl_finds_its_way(target: Target) -> None:
-    """The program itself, which knows of the server what reflection says."""
-    program = next(iter(sorted((TOOLS / "grpcurl").glob("*/grpcurl"))), None)
-    if program is None:
-        pytest.skip("grpcurl is not built: deploy/benchmarks/grpcurl.sh")
-
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
-
-    listed = ask("-plaintext", target.grpc, "list")
-    if not target.reflects:
-        assert "does not support the reflection API" in listed.stderr
-        return
-    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= set(listed.stdout.split())
-    health = ask("-plaintext", target.grpc, "grpc.health.v1.Health/Check")
-    assert json.loads(health.stdout) == {"status": "SERVING"}, health.stderr
-    given = {"name": "TEXT", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": ["cmVk"]}}
-    words = json.dumps({"model_name": "embed_text", "inputs": [given]})
-    answer = ask("-plaintext", "-d", words, target.grpc, "inference.GRPCInferenceService/ModelInfer")
-    assert answer.returncode == 0, answer.stderr
-    (output,) = json.loads(answer.stdout)["outputs"]
-    assert output["shape"] == ["1", str(target.dimension)]
-
-
-def kserves_clients_work(target: Target) -> None:
-    python = TOOLS / "serving-peers" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("KServe's SDK is not set up: deploy/benchmarks/peers.sh")
-    words = [str(python), str(PEER_CLIENT), target.http, target.grpc, *(["--health"] if target.says_ready else [])]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    seen = json.loads(done.stdout.splitlines()[-1])
-    expected = infer(target, "grpc", "embed_text", "TEXT", [b"red", b"blue"]).as_numpy("EMBEDDING")
-    for way in ("rest json", "rest binary", "grpc"):
-        np.testing.assert_allclose(np.reshape(seen[way], expected.shape), expected, atol=1e-5, err_msg=way)
-    health = [way for way in seen if way.endswith("health")]
-    assert health == (["rest health", "grpc health"] if target.says_ready else ["grpc health"])
-    assert all(seen[way] == [True, True, True] for way in health)
-
-
-def perf_analyzer_measures(target: Target) -> None:
-    home = TOOLS / "perf-analyzer"
-    if not home.exists():
-        pytest.skip("perf_analyzer is not set up: deploy/benchmarks/peers.sh")
-    for protocol in PROTOCOLS:
-        words = [
-            *(home / "bin" / "perf_analyzer", "-m", "embed_text", "-i", protocol, "-u", getattr(target, protocol)),
-            *("--shape", "TEXT:1", "--string-data", "red", "--measurement-mode", "count_windows"),
-            *("--measurement-request-count", "20", "-r", "3", "-s", "999", "--concurrency-range", "2"),
-        ]
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(home / "lib")}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        # Its second part is what it makes of the server's statistics.
-        for said in ("Concurrency: 2, throughput: ", "Successful request count: ", "compute infer "):
-            assert said in done.stdout, protocol
 
 
 ERRORS: dict[str, tuple[str, str, list[Any], dict[str, Any], str]] = {
@@ -430,26 +342,15 @@ CHECKS: tuple[Callable[[Target], None], ...] = (
     no_shared_memory_is_registered,
 )
 """The conformance suite."""
-OTHER_CLIENTS: tuple[Callable[[Target], None], ...] = (
-    reflection_is_enough_to_infer,
-    grpcurl_finds_its_way,
-    kserves_clients_work,
-    perf_analyzer_measures,
-)
-"""What clients other than Triton's libraries expect."""
 
 
 def all_checks(function: Callable[..., None]) -> Callable[..., None]:
     """Parametrize a test with `check`, one test a check."""
-    return _each(CHECKS, function)
+    return each_of(CHECKS, function)
 
 
-def other_clients(function: Callable[..., None]) -> Callable[..., None]:
-    """Parametrize a test with `check`, one test a client."""
-    return _each(OTHER_CLIENTS, function)
-
-
-def _each(checks: tuple[Callable[[Target], None], ...], function: Callable[..., None]) -> Callable[..., None]:
+def each_of(checks: tuple[Callable[[Target], None], ...], function: Callable[..., None]) -> Callable[..., None]:
+    """Parametrize a test with `check`, one test for each of some checks."""
     marked: Callable[..., None] = pytest.mark.parametrize("check", checks, ids=[check.__name__ for check in checks])(
         function
     )

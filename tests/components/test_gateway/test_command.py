@@ -108,74 +108,97 @@ def endpoint_slice(server: Any) -> dict[str, Any]:
     }
 
 
+class Seen:
+    """What a client is answered, and what the metrics say."""
+
+    def __init__(self, processes: Processes, client: httpx.AsyncClient, until: Any) -> None:
+        self._processes, self._client, self._until = processes, client, until
+
+    async def version(self) -> str | None:
+        """Return the version that answers a request now."""
+        try:
+            url = f"{self._processes.address('gateway')}/v2/models/embed_text/infer"
+            answer = await self._client.post(url, json=BODY)
+        except httpx.HTTPError:
+            return None
+        return answer.headers.get("belvedere-version") if answer.status_code == 200 else None
+
+    async def comes_to(self, wanted: str) -> None:
+        """Wait until a version answers."""
+
+        async def check() -> bool:
+            return await self.version() == wanted
+
+        await self._until(check, f"answers of {wanted}")
+
+    async def says(self, text: str) -> None:
+        """Wait until the metrics say something."""
+
+        async def check() -> bool:
+            try:
+                return text in (await self._client.get(f"{self._processes.address('metrics')}/metrics")).text
+            except httpx.HTTPError:
+                return False
+
+        await self._until(check, f"the metrics to say {text}")
+
+
+@pytest.fixture
+async def seen(processes: Processes, until: Any) -> AsyncIterator[Seen]:
+    async with httpx.AsyncClient() as client:
+        yield Seen(processes, client, until)
+
+
+ALL_FOR_V1 = (
+    'belvedere_gateway_effective_weight{namespace="default",protocol="http",service="emoji",version="v1"} 100.0'
+)
+REJECTED = 'belvedere_gateway_rejected_routes{name="emoji-gateway",namespace="default"} 1.0'
+
+
 async def test_the_gateway_follows_the_store_through_kills_and_bad_routes(
-    processes: Processes, servers: Any, route: Any, until: Any
+    processes: Processes, seen: Seen, servers: Any, route: Any
 ) -> None:
     store = connect(processes.store_url)
+
+    async def applied(text: str) -> None:
+        await store.apply(route_map(text), field_manager=MANAGER)
+
     one, two = await servers("v1", prefix="/one"), await servers("v2", prefix="/two")
-    good = route({"v1": 100, "v2": 0})
-    await store.apply(route_map(good.model_dump_json(by_alias=True)), field_manager=MANAGER)
+    good = route({"v1": 100, "v2": 0}).model_dump_json(by_alias=True)
+    await applied(good)
     for server in (one, two):
         await store.apply(endpoint_slice(server), field_manager=MANAGER)
     control, envoy = await processes.serve(), await processes.envoy()
-    async with httpx.AsyncClient() as client:
+    await seen.comes_to("v1")
+    await seen.says(ALL_FOR_V1)
 
-        async def version() -> str | None:
-            try:
-                answer = await client.post(f"{processes.address('gateway')}/v2/models/embed_text/infer", json=BODY)
-            except httpx.HTTPError:
-                return None
-            return answer.headers.get("belvedere-version") if answer.status_code == 200 else None
+    # A route that cannot be used is said, and the last good one stays.
+    bad = json.loads(good)
+    bad["versions"][0]["weight"] = 90
+    await applied(json.dumps(bad))
+    await seen.says(REJECTED)
+    assert await seen.version() == "v1"
 
-        async def metrics() -> str:
-            try:
-                return (await client.get(f"{processes.address('metrics')}/metrics")).text
-            except httpx.HTTPError:
-                return ""
+    # Killed: Envoy goes on. Back again: the last good route is remembered although the store holds the bad one.
+    control.kill()
+    await control.wait()
+    assert await seen.version() == "v1"
+    control = await processes.serve()
+    await seen.says("belvedere_gateway_envoys 1.0")
+    await seen.says(REJECTED)
+    assert await seen.version() == "v1"
 
-        async def says(text: str) -> None:
-            async def check() -> bool:
-                return text in await metrics()
+    # Mended: it follows. A replica that leaves is gone, and the rest is shared anew.
+    await applied(route({"v1": 0, "v2": 100}).model_dump_json(by_alias=True))
+    await seen.comes_to("v2")
+    await applied(route({"v1": 50, "v2": 50}).model_dump_json(by_alias=True))
+    await store.delete(ENDPOINT_SLICE, f"emoji-v2-{two.http_port}", "default")
+    await seen.says(ALL_FOR_V1)
+    await seen.comes_to("v1")
 
-            await until(check, f"the metrics to say {text}")
-
-        async def comes_to(wanted: str) -> None:
-            async def check() -> bool:
-                return await version() == wanted
-
-            await until(check, f"answers of {wanted}")
-
-        await comes_to("v1")
-        weight = 'belvedere_gateway_effective_weight{namespace="default",protocol="http",service="emoji",version='
-        await says(weight + '"v1"} 100.0')
-
-        # A route that cannot be used is said, and the last good one stays.
-        bad = json.loads(good.model_dump_json(by_alias=True))
-        bad["versions"][0]["weight"] = 90
-        await store.apply(route_map(json.dumps(bad)), field_manager=MANAGER)
-        await says('belvedere_gateway_rejected_routes{name="emoji-gateway",namespace="default"} 1.0')
-        assert await version() == "v1"
-
-        # Killed: Envoy goes on. Back again: the last good route is remembered although the store holds the bad one.
-        control.kill()
-        await control.wait()
-        assert await version() == "v1"
-        control = await processes.serve()
-        await says("belvedere_gateway_envoys 1.0")
-        await says('belvedere_gateway_rejected_routes{name="emoji-gateway",namespace="default"} 1.0')
-        assert await version() == "v1"
-
-        # Mended: it follows. A replica that leaves is gone, and the rest is shared anew.
-        await store.apply(route_map(route({"v1": 0, "v2": 100}).model_dump_json(by_alias=True)), field_manager=MANAGER)
-        await comes_to("v2")
-        await store.apply(route_map(route({"v1": 50, "v2": 50}).model_dump_json(by_alias=True)), field_manager=MANAGER)
-        await store.delete(ENDPOINT_SLICE, f"emoji-v2-{two.http_port}", "default")
-        await says(weight + '"v1"} 100.0')
-        await comes_to("v1")
-
-        for process in (control, envoy):
-            process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 15) == 0
+    for process in (control, envoy):
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 15) == 0
     await store.close()
 
 

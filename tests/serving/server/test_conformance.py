@@ -11,7 +11,8 @@ from types import ModuleType
 import grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from conformance import Target, all_checks, other_clients
+from conformance import Target, all_checks
+from other_clients import other_clients
 
 
 async def test_services_are_found_by_reflection(ports: tuple[int, int]) -> None:
