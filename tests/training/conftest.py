@@ -90,3 +90,17 @@ def run_config(**changes: object) -> RunConfig:
 def run_config_fixture() -> object:
     """Return the function that makes a configuration."""
     return run_config
+
+
+def configured(config: RunConfig, **parts: dict[str, object]) -> RunConfig:
+    """Return the configuration with these fields of its parts changed."""
+    document = config.model_dump(by_alias=True)
+    return RunConfig.model_validate(
+        {**document, **{name: {**(document[name] or {}), **part} for name, part in parts.items()}}
+    )
+
+
+@pytest.fixture(scope="session", name="configured")
+def configured_fixture() -> object:
+    """Return the function that changes fields of a configuration's parts."""
+    return configured

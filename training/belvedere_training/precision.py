@@ -52,7 +52,7 @@ def choose(
             for name in formats
             if _may_win(name, rates)
         }
-    precision = pick(rates)
+    precision = pick(rates) if asked == "auto" else asked
     report = {f"{name} x 1": round(rate, 1) for name, rate in rates.items()}
     by_wall = {
         threads: _pairs_per_second(
@@ -83,8 +83,6 @@ def _timer(on_cpu: bool) -> Clock:
 
 def pick(rates: Mapping[str, float]) -> str:
     """Return the faster format; bf16 only where it beats fp32 by a tenth."""
-    if "fp32" not in rates:
-        return "bf16"
     return "bf16" if rates.get("bf16", 0.0) >= _MINIMUM_GAIN * rates["fp32"] else "fp32"
 
 

@@ -11,18 +11,18 @@ from torch import nn
 
 from belvedere_platform.artifacts import ArtifactStore, Descriptor
 from belvedere_platform.errors import CorruptData, InvalidInput
+from belvedere_training.asked import check_asked
 from belvedere_training.config import RunConfig, resolve
 from belvedere_training.data.corpus import Corpus, corpus_texts, held_out_splits, load_split, pull_dataset
 from belvedere_training.data.loader import mixed
 from belvedere_training.depth import rate_factors
 from belvedere_training.evaluation.retrieval import evaluate
 from belvedere_training.loop import Loop, Progress, restored
-from belvedere_training.model.config import NORMALIZATIONS, ModelConfig, has_view, sized
+from belvedere_training.model.config import NORMALIZATIONS, ModelConfig, TextConfig, has_view, sized
 from belvedere_training.model.files import load_artifact
-from belvedere_training.model.spatial import SHARES
 from belvedere_training.model.tokenizer import MASK, learn
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.multitask import any_asked, check, needs_words, with_objectives
+from belvedere_training.objectives.multitask import check, needs_words, with_objectives
 from belvedere_training.objectives.teacher import Teacher
 from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose, unmeasured
@@ -52,9 +52,7 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     checkpoint = restored(world.last_checkpoint(), config)
     parent = _parent(config, store)
     tokenizer, model = _model(config, corpus, parent, checkpoint.tokenizer if checkpoint else None)
-    _check_coarse(config, model.config)
-    _check_resolution(config, model.config)
-    _check_texts(config)
+    check_asked(config, model.config)
     sharded = wants_shares(config, model, world.size)
     if not sharded:  # weights in shares go to the device layer by layer, when they are shared out
         model = model.to(world.device)
@@ -160,7 +158,7 @@ def _model(
     tokenizer = saved or learn(
         corpus_texts(corpus), shape.text.vocab_size, shape.text.max_length, generative=generative
     )
-    text = shape.text.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
+    text = TextConfig.model_validate({**dict(shape.text), "vocab_size": tokenizer.get_vocab_size()})
     torch.manual_seed(mixed(config.optimization.seed))
     return tokenizer, VisionLanguageModel(shape.model_copy(update={"text": text}))
 
@@ -181,7 +179,8 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
         document["parts"]["attributes"] = _attributes(config, corpus)
     if config.optimization.resolution == "Progressive" and shape.vision.kind == "vit":
         document["vision"]["view"] = True
-    shape = parse(ModelConfig, document, where=f"size {config.size} with pictures of {corpus.size} pixels")
+    where = f"size {config.size} with the data set's pictures of {corpus.size} pixels (belvedere data build … --size)"
+    shape = parse(ModelConfig, document, where=where)
     check(config.objectives, shape)
     return shape
 
@@ -197,54 +196,6 @@ def _attributes(config: RunConfig, corpus: Corpus) -> dict[str, list[str]]:
             f"{', '.join(wanted)}, is in every record with several values: the records have {', '.join(known)}"
         )
     return found
-
-
-def _check_resolution(config: RunConfig, shape: ModelConfig) -> None:
-    """Raise InvalidInput where pictures of several resolutions do not go with what else is asked."""
-    setting = config.optimization
-    if setting.resolution == "Whole":
-        return
-    staged = setting.resolution == "Progressive"
-    hindrances = {
-        f"architecture.tower is {shape.vision.kind}, whose batch norm needs pictures of one size: use vit": (
-            shape.vision.kind != "vit"
-        ),
-        f"architecture.attend is {shape.fusion.attend}, which needs pictures of one grid: use full": (
-            shape.topology in ("fusion", "hybrid") and shape.fusion.attend != "full"
-        ),
-        f"optimization.coarseShare is {setting.coarse_share:g}: "
-        + (f"use {SHARES[0]:g} or less, before the view is learned" if staged else "leave it out"): (
-            setting.coarse_share > (SHARES[0] if staged else 0)
-        ),
-        f"optimization.unfreezeEveryPairs is {setting.unfreeze_every_pairs}, while the stages decide what learns: set it to 0": (
-            staged and setting.unfreeze_every_pairs > 0
-        ),
-        "the model of initializeFrom.modelVersion has no learned view: set it to Whole, or train from scratch": (
-            staged and not has_view(shape)
-        ),
-    }
-    for hindrance in (sentence for sentence, applies in hindrances.items() if applies):
-        raise InvalidInput(f"optimization.resolution is {setting.resolution}, and {hindrance}")
-
-
-def _check_coarse(config: RunConfig, shape: ModelConfig) -> None:
-    """Raise InvalidInput where half the resolution is nothing that the vision tower can take."""
-    share, edge, stride = config.optimization.coarse_share, shape.vision.image_size, shape.vision.stride
-    if share and edge % (2 * stride):
-        raise InvalidInput(
-            f"optimization.coarseShare is {share:g}: half of the {edge} pixels is no multiple of {stride}, the stride of "
-            f"the vision tower; leave it out, or use pictures of a multiple of {2 * stride} pixels"
-        )
-
-
-def _check_texts(config: RunConfig) -> None:
-    """Raise InvalidInput where an objective beside contrast would have to choose among several texts."""
-    count, wanted = config.optimization.texts_per_picture, config.objectives
-    if count > 1 and (any_asked(wanted) or wanted.distillation or wanted.queue_size):
-        raise InvalidInput(
-            f"optimization.textsPerPicture is {count}, and objectives has more than contrast, which is learned from one text "
-            "a picture: leave textsPerPicture out, or all of objectives"
-        )
 
 
 def _update(config: RunConfig, world: World, model: VisionLanguageModel, execution: Execution) -> Update:

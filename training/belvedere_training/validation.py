@@ -31,7 +31,12 @@ def _sentence(kind: type[BaseModel], problem: Mapping[str, Any], where: str) -> 
         return f"{where}: {path} is not a known key; {hint}"
     if problem["type"] == "missing":
         return f"{where}: {path} is missing"
-    return f"{where}: {path} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(
+        problem["input"], Mapping
+    ):  # names the field of it, and its value
+        return f"{where}: {path + ': ' if path else ''}{said}"
+    return f"{where}: {path} is {problem['input']!r}: {said[0].lower()}{said[1:]}"
 
 
 def _keys_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

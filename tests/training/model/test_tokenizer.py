@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from belvedere_training.data.corpus import Corpus, corpus_texts
+from belvedere_training.model.config import TextConfig
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.tokenizer import END, MASK, answers_of, encode, learn, load, mark_ids
 
@@ -18,6 +19,11 @@ from belvedere_training.model.tokenizer import END, MASK, answers_of, encode, le
 @pytest.fixture(scope="module")
 def tokenizer(shapes: Corpus) -> Tokenizer:
     return learn(corpus_texts(shapes), 600, 16)
+
+
+def test_the_fewest_texts_make_a_vocabulary_that_a_model_can_have() -> None:
+    size = learn(["a", "a"], 6000, 16).get_vocab_size()
+    assert size == TextConfig(vocab_size=size).vocab_size == 258
 
 
 @pytest.mark.parametrize("text", ["red circle", "红色圆形", "blue 三角形", "purple arrow，紫色"])

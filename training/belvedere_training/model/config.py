@@ -152,7 +152,7 @@ class TextConfig(Settings):
     """A pre-norm transformer over subword tokens."""
 
     kind: Literal["transformer"] = "transformer"
-    vocab_size: Annotated[int, Field(ge=300)] = 6000
+    vocab_size: Annotated[int, Field(ge=258, description="256 bytes, padding and start are part of every one")] = 6000
     max_length: Annotated[int, Field(ge=4, le=512)] = 20
     hidden_size: Annotated[int, Field(ge=8)] = 192
     num_layers: Annotated[int, Field(ge=0)] = 2
