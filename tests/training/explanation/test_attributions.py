@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,9 @@ def test_the_command_draws_and_measures(
     assert result.stdout.startswith("METHOD")
     assert len(list((tmp_path / "out").glob("pair-*.png"))) == 2
     assert (tmp_path / "out" / "summary-lime.png").read_bytes().startswith(b"\x89PNG")
+    document = json.loads((tmp_path / "out" / "attributions.json").read_text())
+    assert set(document["measures"]) == {"integrated-gradients", "lime"}
+    assert [len(pair["attributions"]) for pair in document["pairs"]] == [2, 2]
 
 
 def test_one_kind_of_pair_is_asked_for(

@@ -19,7 +19,9 @@ _METHODS = ("integrated-gradients", "lime", "kernel-shap", "gradient-shap")
 @pair_options
 @click.option("--method", "methods", multiple=True, type=click.Choice(_METHODS), help="all four by default")
 @click.option("--samples", type=click.IntRange(16), default=512, show_default=True, help="of LIME and SHAP")
-@click.option("--report", "folder", type=click.Path(path_type=Path, file_okay=False), help="write figures there")
+@click.option(
+    "--report", "folder", type=click.Path(path_type=Path, file_okay=False), help="write figures and JSON there"
+)
 @output_option("table", "json")
 @artifacts_option
 def attribute(
@@ -42,9 +44,9 @@ def attribute(
     pairs = asked_pairs(loaded, image, text, reference, split, count)
     result = study(loaded, pairs, methods or _METHODS, samples=samples)
     if folder is not None:
-        from belvedere_training.explanation.study import write_figures
+        from belvedere_training.explanation.study import write_report
 
-        for file in write_figures(result, folder):
+        for file in write_report(result, folder):
             click.echo(f"wrote {file}", err=True)
     if output == "json":
         click.echo(json.dumps(result.document(), ensure_ascii=False))

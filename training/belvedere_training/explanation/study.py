@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,8 @@ def picture_of(path: Path, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
 
 
-def write_figures(result: Study, folder: Path) -> list[Path]:
-    """Write a figure for each pair, and for several pairs a summary and the dependence of each method."""
+def write_report(result: Study, folder: Path) -> list[Path]:
+    """Write attributions.json, a figure for each pair, and for several pairs a summary and the dependence of each method."""
     from belvedere_training.explanation.plots import dependence_figure, pair_figure, summary_figure
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,7 @@ def write_figures(result: Study, folder: Path) -> list[Path]:
         for method, found in result.found.items():
             files[f"summary-{method}.png"] = summary_figure(found)
             files[f"dependence-{method}.png"] = dependence_figure(found)
+    files["attributions.json"] = json.dumps(result.document(), ensure_ascii=False, indent=1).encode()
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return [folder / name for name in files]
