@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
 import pytest
 from tritonclient.utils import InferenceServerException
@@ -17,29 +19,40 @@ from tritonclient.utils import InferenceServerException
 from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_repository
+from belvedere_serving.triton.server import tracing_of
 from belvedere_serving.tuning.servers import free_ports
 from conformance import Target, all_checks, counted, infer
 from other_clients import other_clients
+from span_collector import Collector, collecting
 from triton_process import TritonProcess, find_or_skip, start_triton, triton_folder, wait_ready
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def triton(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def triton(tiny: ModuleType, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonProcess]:
     folder = tmp_path_factory.mktemp("triton")
-    with serve(tiny, folder) as running:
+    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    with serve(tiny, folder, tracing=tracing_of(told, version="tiny-v7")) as running:
         yield running
 
 
 @contextlib.contextmanager
-def serve(tiny: ModuleType, folder: Path, *, cache_mib: int = 0) -> Iterator[TritonProcess]:
+def serve(
+    tiny: ModuleType, folder: Path, *, cache_mib: int = 0, tracing: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[TritonProcess]:
     """Serve the tiny engine."""
     options = RepositoryOptions(
         version="tiny-v7", max_batch_size=4, response_cache=cache_mib > 0, batch_wait_milliseconds=0
     )
     repository = write_repository(tiny.write(folder / "engine"), folder / "repository", options)
-    with start_triton(repository, folder, cache_mib=cache_mib) as running:
+    with start_triton(repository, folder, cache_mib=cache_mib, tracing=tracing) as running:
         yield running
 
 
@@ -80,6 +93,19 @@ def test_it_gives_the_vectors_of_the_engine(target: Target, tiny: ModuleType) ->
 
     vectors = infer(target, "http", "embed_text", "TEXT", [b"red apple"]).as_numpy("EMBEDDING")
     np.testing.assert_allclose(vectors[0], tiny.expected_text(["red", "apple"]), atol=1e-6)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_request_belongs_to_the_trace_of_its_client(target: Target, collector: Collector, protocol: str) -> None:
+    trace, parent = uuid.uuid4().hex, "b7ad6b7169203331"
+    infer(target, protocol, "embed_text", "TEXT", [b"red"], headers={"traceparent": f"00-{trace}-{parent}-01"})
+    mine: list[dict[str, Any]] = []
+    while not mine or mine[-1]["name"] != "InferRequest":
+        mine += [span for span in collector.until("InferRequest") if span["traceId"] == trace]
+    assert {span["name"] for span in mine} == {
+        *("InferRequest", "embed_text", "embed_text_preprocess", "embed_text_engine", "compute")
+    }
+    assert mine[-1]["parentSpanId"] == parent
 
 
 def test_the_same_input_is_answered_from_the_cache(tiny: ModuleType, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def perf_analyzer_measures(target: Target) -> None:
         words = [
             *(home / "bin" / "perf_analyzer", "-m", "embed_text", "-i", protocol, "-u", getattr(target, protocol)),
             *("--shape", "TEXT:1", "--string-data", "red", "--measurement-mode", "count_windows"),
-            *("--measurement-request-count", "20", "-r", "3", "-s", "999", "--concurrency-range", "2"),
+            *("--measurement-request-count", "20", "-r", "10", "-s", "999", "--concurrency-range", "2"),
         ]
         environment = {**os.environ, "LD_LIBRARY_PATH": str(home / "lib")}
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)

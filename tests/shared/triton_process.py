@@ -8,9 +8,10 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -45,11 +46,20 @@ def triton_folder() -> str:
 
 
 @contextlib.contextmanager
-def start_triton(repository: Path, folder: Path, *, cache_mib: int = 0) -> Iterator[TritonProcess]:
+def start_triton(
+    repository: Path, folder: Path, *, cache_mib: int = 0, tracing: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[TritonProcess]:
     """Serve a repository for the time of a with block."""
     installation = find_or_skip()
     http, grpc, metrics = free_ports(3)
-    launch = Launch(repository=repository, http_port=http, grpc_port=grpc, metrics_port=metrics, cache_mib=cache_mib)
+    launch = Launch(
+        repository=repository,
+        http_port=http,
+        grpc_port=grpc,
+        metrics_port=metrics,
+        cache_mib=cache_mib,
+        tracing=tracing,
+    )
     log = folder / "triton.log"
     with log.open("wb") as out:
         process = subprocess.Popen(

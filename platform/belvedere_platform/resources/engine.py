@@ -89,6 +89,7 @@ class BatchPoint(Part):
     """A run of so many inputs together."""
 
     batch: int
+    size: Annotated[int | None, Field(description="tokens of each text, or pixels of the edge of each picture")] = None
     p50_milliseconds: float
     per_second: Annotated[float, Field(description="inputs a second")]
 

@@ -98,7 +98,7 @@ def serve(
     import sys
     import tempfile
 
-    from belvedere_serving.triton.server import Launch, find_installation, run_until_stopped
+    from belvedere_serving.triton.server import Launch, find_installation, run_until_stopped, tracing_of
 
     installation = find_installation()
     with tempfile.TemporaryDirectory(prefix="belvedere-triton-") as scratch:
@@ -109,6 +109,7 @@ def serve(
             host=host,
             lanes=given["instances"],
             cache_mib=given["cache_mib"],
+            tracing=tracing_of(version=given["model_version"]),
             repository=_write(digest, Path(scratch) / "repository", given),
         )
         code = run_until_stopped(installation, launch, drain_seconds=drain_seconds)

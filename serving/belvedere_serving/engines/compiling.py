@@ -111,9 +111,9 @@ def compile_variant(bench: Bench, variant: Variant) -> Compiled:
 
 
 def curve(bench: Bench, engine: Compiled) -> dict[str, Any]:
-    """Return time and throughput of each tower by the size of the batch."""
+    """Return time and throughput of each tower by the size of the batch and of the inputs."""
     return {
-        tower: [point.model_dump(by_alias=True) for point in measure.curve(candidate.runtime, tower, inputs)]
+        tower: [point.model_dump(by_alias=True) for point in measure.curves(candidate.runtime, tower, inputs)]
         for tower, candidate in engine.towers.items()
         for inputs in [bench.inputs[tower].array]
     }

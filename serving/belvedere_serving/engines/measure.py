@@ -149,6 +149,8 @@ def one_by_one(
 
 
 CURVE_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+SHORT_BATCHES = (1, 8, 64)
+"""Of texts shorter than the longest: enough to see what a length costs."""
 CURVE_SECONDS = 0.1
 """How long to measure one size of batch: a build shall not take longer for its curve than for the rest."""
 
@@ -160,10 +162,11 @@ def curve(
     *,
     clock: Callable[[], float] = time.perf_counter,
     seconds_each: float = CURVE_SECONDS,
+    batches: Sequence[int] = CURVE_BATCHES,
 ) -> list[BatchPoint]:
     """Return time and throughput by the size of the batch, up to one that takes too long; inputs are repeated where there are too few."""
     points = []
-    for batch in CURVE_BATCHES:
+    for batch in batches:
         rows = {TOWER_INPUT[tower]: np.resize(inputs, (batch, *inputs.shape[1:]))}
         runtime.run(tower, rows)  # the first run of a size may allocate
         taken: list[float] = []
@@ -173,12 +176,25 @@ def curve(
             taken.append(clock() - started)
         p50 = float(np.median(taken))
         points.append(
-            BatchPoint(batch=batch, p50_milliseconds=round(1000 * p50, 4), per_second=round(batch / max(p50, 1e-9), 1))
+            BatchPoint(
+                batch=batch,
+                size=inputs.shape[-1],
+                p50_milliseconds=round(1000 * p50, 4),
+                per_second=round(batch / max(p50, 1e-9), 1),
+            )
         )
         if p50 > seconds_each:
             # A larger one would hold the build up, and no server would make it.
             break
     return points
+
+
+def curves(runtime: LoadedRuntime, tower: str, inputs: npt.NDArray[Any]) -> list[BatchPoint]:
+    """Return the curve of each size that inputs come in: of pictures one, of texts every length that they are padded to."""
+    longest = inputs.shape[-1]
+    shorter = buckets(longest)[:-1] if tower == EMBED_TEXT and runtime.flexible(tower) else ()
+    points = [point for length in shorter for point in curve(runtime, tower, inputs[:, :length], batches=SHORT_BATCHES)]
+    return points + curve(runtime, tower, inputs)
 
 
 def latency(

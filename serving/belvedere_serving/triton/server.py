@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import belvedere_platform
@@ -46,6 +46,8 @@ class Launch:
     lanes: int = 1
     cache_mib: int = 0
     exit_timeout_seconds: int = 30
+    tracing: Mapping[str, str] = field(default_factory=dict)
+    """Settings of Triton's OpenTelemetry mode by name; without any nothing is traced."""
 
 
 def find_installation(environment: Mapping[str, str] = os.environ) -> Installation:
@@ -102,6 +104,7 @@ def arguments(installation: Installation, launch: Launch) -> list[str]:
         "--rate-limit=execution_count",
         f"--rate-limit-resource={LANE}:{launch.lanes}",
         "--log-verbose=0",
+        *_trace_words(launch.tracing),
     ]
     if installation.backends is not None:
         words.append(f"--backend-directory={installation.backends}")
@@ -110,6 +113,29 @@ def arguments(installation: Installation, launch: Launch) -> list[str]:
             words.append(f"--cache-directory={installation.caches}")
         words.append(f"--cache-config=local,size={launch.cache_mib << 20}")
     return words
+
+
+def tracing_of(environment: Mapping[str, str] = os.environ, *, version: str) -> dict[str, str]:
+    """Return where Triton sends its spans, by the variables of OpenTelemetry that our own server follows; empty for nowhere."""
+    base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").rstrip("/")
+    url = environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or (f"{base}/v1/traces" if base else "")
+    if not url:
+        return {}
+    delay = environment.get("OTEL_BSP_SCHEDULE_DELAY")
+    resource = f"service.name=belvedere-server,belvedere.version={version}"
+    return {"url": url, "resource": resource, **({"bsp_schedule_delay": delay} if delay else {})}
+
+
+def _trace_words(tracing: Mapping[str, str]) -> list[str]:
+    """Return the words that have each request traced, in the trace that its client names (W3C Trace Context)."""
+    if not tracing:
+        return []
+    # A setting that may be given several times, as attributes are, takes one at a time.
+    settings = [(name, one) for name, value in tracing.items() for one in value.split(",")]
+    return [
+        *("--trace-config=mode=opentelemetry", "--trace-config=rate=1", "--trace-config=level=TIMESTAMPS"),
+        *(f"--trace-config=opentelemetry,{name}={value}" for name, value in settings),
+    ]
 
 
 def environment_of(installation: Installation, base: Mapping[str, str] = os.environ) -> dict[str, str]:

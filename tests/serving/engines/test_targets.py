@@ -127,8 +127,11 @@ def test_auto_measures_the_candidates_and_takes_the_fastest_that_passes(automati
 
 @pytest.mark.slow
 def test_the_curve_goes_from_one_input_to_as_many_as_are_worth_it(automatic: EngineResult) -> None:
-    for points in automatic.config["curve"].values():
-        assert tuple(point["batch"] for point in points) == CURVE_BATCHES[: len(points)]
+    for tower, sizes in ((EMBED_TEXT, (8, 12)), (EMBED_IMAGE, (32,))):
+        points = automatic.config["curve"][tower]
+        assert tuple(dict.fromkeys(point["size"] for point in points)) == sizes
+        batches = tuple(point["batch"] for point in points if point["size"] == sizes[-1])
+        assert batches == CURVE_BATCHES[: len(batches)]
         assert all(point["perSecond"] > 0 for point in points)
 
 

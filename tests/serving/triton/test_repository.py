@@ -20,6 +20,7 @@ from belvedere_serving.triton.backend import run_apart, run_by_shape, triton_err
 from belvedere_serving.triton.model_config import parse
 from belvedere_serving.triton.options import RepositoryOptions, version_number
 from belvedere_serving.triton.repository import write_repository
+from belvedere_serving.triton.server import Installation, Launch, arguments, tracing_of
 
 
 @pytest.fixture
@@ -131,6 +132,35 @@ def test_a_folder_in_use_is_left_alone(engine: Path) -> None:
 def test_what_is_not_a_configuration_is_refused() -> None:
     with pytest.raises(CorruptData, match="is not a model configuration"):
         parse('name: "x"\nmax_batch: 3\n', Path("config.pbtxt"))
+
+
+def test_spans_go_where_the_variables_of_opentelemetry_say(tmp_path: Path) -> None:
+    def words(**environment: str) -> list[str]:
+        launch = Launch(
+            repository=tmp_path,
+            http_port=1,
+            grpc_port=2,
+            metrics_port=3,
+            tracing=tracing_of(environment, version="a-v1"),
+        )
+        installation = Installation(program=Path("tritonserver"), environment={})
+        return [word for word in arguments(installation, launch) if word.startswith("--trace-config=opentelemetry")]
+
+    resource = [
+        f"--trace-config=opentelemetry,resource={one}"
+        for one in ("service.name=belvedere-server", "belvedere.version=a-v1")
+    ]
+    assert words() == []
+    assert words(OTEL_EXPORTER_OTLP_ENDPOINT="http://a:4318/") == [
+        "--trace-config=opentelemetry,url=http://a:4318/v1/traces",
+        *resource,
+    ]
+    told = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://b/t", "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    assert words(OTEL_EXPORTER_OTLP_ENDPOINT="http://a", **told) == [
+        "--trace-config=opentelemetry,url=http://b/t",
+        *resource,
+        "--trace-config=opentelemetry,bsp_schedule_delay=50",
+    ]
 
 
 @given(st.integers(1, 999_999_999))
