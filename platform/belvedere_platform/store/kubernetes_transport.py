@@ -16,7 +16,9 @@ from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined
 
 import aiohttp
 import msgspec
+from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 from kubernetes.aio import client, config
+from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config.config_exception import ConfigException
 
 from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, NotInstalled, Unavailable
@@ -27,6 +29,18 @@ WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 _UNAUTHORIZED = 401
 _UNTYPED = "failed to create typed patch object "
+
+
+class _Pool(RESTClientObject):  # type: ignore[misc]
+    """The client's pool, which when it is closed also ends the connections of requests that were given up.
+
+    They say good-bye by TLS, and aiohttp forgets them: a loop that ended before the server's answer left them open.
+    """
+
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return aiohttp.TCPConnector(
+            limit=self.maxsize, ssl=self.ssl_context, enable_cleanup_closed=NEEDS_CLEANUP_CLOSED
+        )
 
 
 class Transport:
@@ -138,9 +152,11 @@ class Transport:
         async with self._opening:
             if self._closed:
                 raise Unavailable("the connection to the API server is closed")
-            api = self._client or client.ApiClient(await self._configuration())
-            self._client = api
-            return api
+            if self._client is None:
+                configuration = await self._configuration()
+                self._client = client.ApiClient(configuration)
+                self._client.rest_client = _Pool(configuration)
+            return self._client
 
     async def _forget(self, api: client.ApiClient) -> None:
         """Let the next request read the credentials anew. Watches of the old pool end and are taken up again."""

@@ -1,0 +1,98 @@
+"""A request that is given up leaves no connection open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import gc
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from belvedere_platform.store.kubernetes_transport import Transport
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """Return a server's side of TLS with a certificate of its own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "server.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+@contextlib.contextmanager
+def silent_server(folder: Path) -> Iterator[tuple[str, threading.Event]]:
+    """Give the URL of a server that reads a request and says nothing any more, and what is set when it has read one."""
+    asked, over = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with certificate(folder).wrap_socket(connection, server_side=True) as line:
+            line.recv(1 << 16)
+            asked.set()
+            over.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}", asked
+        finally:
+            over.set()
+            thread.join()
+
+
+async def give_up(kubeconfig: Path, asked: threading.Event) -> None:
+    """Ask, stop waiting for the answer, and close."""
+    transport = Transport(kubeconfig=str(kubeconfig), context=None, environment={})
+    asking = asyncio.create_task(transport.request("GET", "/api/v1/pods"))
+    await asyncio.to_thread(asked.wait)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await transport.close()
+
+
+def test_a_request_that_is_given_up_leaves_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_open: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: left_open.append(found.exc_value))
+    with silent_server(tmp_path) as (host, asked):
+        kubeconfig = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [{"name": "c", "cluster": {"server": host, "insecure-skip-tls-verify": True}}],
+            "users": [{"name": "u", "user": {}}],
+        }
+        (tmp_path / "config").write_text(yaml.safe_dump(kubeconfig))
+        # The loop ends before the server says good-bye, too.
+        asyncio.run(give_up(tmp_path / "config", asked))
+        gc.collect()
+    assert left_open == []
