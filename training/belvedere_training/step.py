@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from belvedere_platform.errors import BelvedereError
 from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.loader import Loader, mixed
+from belvedere_training.data.loader import Loader, Said, mixed
 from belvedere_training.depth import unfreeze
 from belvedere_training.gradcache import Embedded, cached_backward, chunks
 from belvedere_training.model.resolution import THRESHOLDS, ResolutionRouter, steps_to
@@ -30,7 +30,7 @@ from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.compatibility import compatibility_loss
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
-from belvedere_training.objectives.multitask import MultiTask, Outputs, drawn
+from belvedere_training.objectives.multitask import MultiTask, Outputs, drawn, needs_words
 from belvedere_training.objectives.teacher import Teacher, distilled_loss
 from belvedere_training.optimizer import schedule
 from belvedere_training.precision import Execution
@@ -59,7 +59,7 @@ class View(NamedTuple):
     position: int
     pixels_B3SS: Tensor
     tokens_BT: Tensor
-    asked_BT: Tensor
+    said: Said
     same: tuple[Tensor, ...]
     further: tuple[Tensor, ...]
     attributes: Mapping[str, Tensor] = {}
@@ -106,6 +106,7 @@ class Stepper:
             augmentation=config.data.augmentation,
             texts=config.data.texts,
             texts_each=self.setting.texts_per_picture,
+            apart=needs_words(self.objectives),
         )
         self.share_out(self.counts)
         self.told: dict[str, dict[str, float]] = {}
@@ -212,7 +213,7 @@ class Stepper:
             position,
             pixels_B3SS.to(device),
             batch.tokens_BT.to(device),
-            batch.asked_BT.to(device),
+            batch.said.to(device),
             same,
             further,
             {name: value_B.to(device) for name, value_B in batch.attributes.items()},
@@ -252,7 +253,7 @@ class Stepper:
             outputs: Outputs = self.network(
                 pixels_B3SS,
                 tokens_BT,
-                view.asked_BT[rows],
+                view.said.rows(rows),
                 view.same[0][own, own],
                 terms,
                 generator,

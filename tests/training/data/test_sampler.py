@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import copy
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,3 +54,17 @@ def test_texts_are_made_of_the_records_words(shapes: Corpus) -> None:
         for word in sorted(words, key=len, reverse=True):
             rest = rest.replace(word, "")
         assert rest.strip() == ""
+
+
+def test_questions_are_said_and_not_contrasted_where_they_are_kept_apart(shapes: Corpus) -> None:
+    asked = [["is it there?", "yes"], ["is it gone?", "no"]]
+    corpus = copy(shapes)
+    corpus.records = [{**record, "questions": asked} for record in shapes.records]
+    setting = TextChoice(question_share=0.5, most_questions=1)
+    both = PairSampler(corpus, seed=0, texts=setting).batch(0, 64)
+    apart = PairSampler(corpus, seed=0, texts=setting, apart=True).batch(0, 64)
+    assert both.said == both.texts
+    assert both.asks == apart.asks == tuple("?" in text for text in both.texts)
+    assert not any("?" in text for text in apart.texts)
+    for asks, said, text, question in zip(apart.asks, apart.said, apart.texts, both.texts, strict=True):
+        assert said == (question if asks else text)

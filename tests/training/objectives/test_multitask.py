@@ -7,9 +7,10 @@ import torch
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.training_run import Objectives
+from belvedere_training.data.loader import Said
 from belvedere_training.model.config import sized
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.multitask import MultiTask, any_asked, check, drawn
+from belvedere_training.objectives.multitask import MultiTask, Outputs, any_asked, check, drawn
 
 ALL = Objectives(itm=1, lm=1, mlm=0.5, mim=0.5, groups_per_step=3)
 
@@ -19,7 +20,9 @@ def test_every_head_receives_a_gradient(whole: VisionLanguageModel, draw: torch.
     tokens = torch.randint(2, 299, (4, 10), generator=draw)
     tokens[:, 0] = 1
     terms = drawn(ALL, 0, 0)
-    outputs = module(torch.randn(4, 3, 32, 32), tokens, tokens > 0, torch.eye(4, dtype=torch.bool), terms, draw)
+    outputs = module(
+        torch.randn(4, 3, 32, 32), tokens, Said(None, tokens > 0), torch.eye(4, dtype=torch.bool), terms, draw
+    )
     assert set(outputs.losses) == {"itm", "lm", "mlm", "mim", "unused"}
     assert outputs.losses["unused"].item() == 0
     total = sum(outputs.losses.values()) + (outputs.scale * outputs.image_BE * outputs.text_BE).sum()
@@ -29,9 +32,24 @@ def test_every_head_receives_a_gradient(whole: VisionLanguageModel, draw: torch.
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_words_are_learned_from_what_is_said_and_contrast_from_the_caption(
+    whole: VisionLanguageModel, draw: torch.Generator
+) -> None:
+    module, pixels, same = MultiTask(whole, 299).eval(), torch.randn(2, 3, 32, 32), torch.eye(2, dtype=torch.bool)
+    captions, said = torch.tensor([[1, 5], [1, 6]]), torch.tensor([[1, 7, 8, 9], [1, 9, 8, 0]])
+
+    def outputs(contrasted: torch.Tensor, words: Said) -> Outputs:
+        found: Outputs = module(pixels, contrasted, words, same, ("lm",), draw)
+        return found
+
+    apart = outputs(captions, Said(said, said > 0))
+    assert torch.equal(apart.text_BE, outputs(captions, Said(None, captions > 0)).text_BE)
+    assert torch.equal(apart.losses["lm"], outputs(said, Said(None, said > 0)).losses["lm"])
+
+
 def test_weights_that_no_term_used_get_a_gradient_of_zero(whole: VisionLanguageModel, draw: torch.Generator) -> None:
     same, tokens = torch.eye(2, dtype=torch.bool), torch.tensor([[1, 5], [1, 6]])
-    outputs = MultiTask(whole, 299)(torch.randn(2, 3, 32, 32), tokens, tokens > 0, same, (), draw)
+    outputs = MultiTask(whole, 299)(torch.randn(2, 3, 32, 32), tokens, Said(None, tokens > 0), same, (), draw)
     (outputs.image_BE.sum() + outputs.losses["unused"]).backward()
     gradient = whole.match_head.weight.grad
     assert gradient is not None

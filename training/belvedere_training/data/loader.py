@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -30,14 +30,31 @@ def mixed(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
 
 
+class Said(NamedTuple):
+    """What words are learned from. tokens_BT: None where it is the text that is contrasted; asked_BT: which are to be said.
+
+    Asked are those of answers where a text asks, all where it does not.
+    """
+
+    tokens_BT: Tensor | None
+    asked_BT: Tensor
+
+    def rows(self, rows: slice) -> Said:
+        """Return these rows."""
+        return Said(None if self.tokens_BT is None else self.tokens_BT[rows], self.asked_BT[rows])
+
+    def to(self, device: torch.device) -> Said:
+        """Return the same on the device."""
+        return Said(None if self.tokens_BT is None else self.tokens_BT.to(device), self.asked_BT.to(device))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """This worker's rows of a global batch, and the pairs of all workers."""
 
     pixels_B3SS: Tensor
     tokens_BT: Tensor
-    asked_BT: Tensor
-    """Which tokens are to be said: those of answers where a text asks, all where it does not."""
+    said: Said
     pairs: Pairs
     further: tuple[Tensor, ...] = ()
     """Token ids [B, T] of the second, third … texts."""
@@ -67,6 +84,7 @@ class Loader:
         augmentation: Augmentation | None = None,
         texts: TextChoice | None = None,
         texts_each: int = 1,
+        apart: bool = False,
         ahead: int = 1,
     ) -> None:
         self.corpus, self.tokenizer = corpus, tokenizer
@@ -74,7 +92,7 @@ class Loader:
         self.augmentation, self.normalization = augmentation or Augmentation(), normalization
         self.attributes, self.router = attributes or {}, router
         self._marks = mark_ids(tokenizer)
-        self.sampler = PairSampler(corpus, seed=seed, texts=texts, texts_each=texts_each)
+        self.sampler = PairSampler(corpus, seed=seed, texts=texts, texts_each=texts_each, apart=apart)
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
 
     def batch(self, position: int) -> Batch:
@@ -92,21 +110,22 @@ class Loader:
         generator = torch.Generator().manual_seed(mixed(self.seed, position))
         own_B3SS = self.corpus.pixels(pairs.pictures[self.rows])
         pixels_B3SS = views(own_B3SS, generator, self.augmentation, self.rows, self.batch_size, self.normalization)
-        tokens_BT, *further = (
-            drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, self.rows)
-            for texts in pairs.all_texts()
-        )
+        tokens_BT, *further = (self._tokens(texts, generator) for texts in pairs.all_texts())
+        said_BT = None if pairs.said == pairs.texts else self._tokens(pairs.said, generator)
         asks_B1 = torch.tensor(pairs.asks[self.rows])[:, None]
-        asked_BT = ~asks_B1 | answers_of(tokens_BT, *self._marks)
+        asked_BT = ~asks_B1 | answers_of(tokens_BT if said_BT is None else said_BT, *self._marks)
         return Batch(
             pixels_B3SS=pixels_B3SS,
             tokens_BT=tokens_BT,
-            asked_BT=asked_BT,
+            said=Said(said_BT, asked_BT),
             pairs=pairs,
             further=tuple(further),
             attributes=self._attributes(pairs.pictures[self.rows]),
             resolutions=tuple(self.router.route(own_B3SS)) if self.router else None,
         )
+
+    def _tokens(self, texts: Sequence[str], generator: torch.Generator) -> Tensor:
+        return drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, self.rows)
 
     def _attributes(self, pictures: Sequence[int]) -> dict[str, Tensor]:
         """Return what each attribute of these pictures is, as the number of its value."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from belvedere_platform.resources.training_data import TextChoice
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.texts import MARK, draw_text
+from belvedere_training.data.texts import draw_caption, draw_questions, draw_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,10 @@ class Pairs:
     pictures: tuple[int, ...]
     concepts: tuple[int, ...]
     texts: tuple[str, ...]
+    said: tuple[str, ...]
+    """What words are learned from: the same texts, or the answered questions that `texts` leaves out."""
     asks: tuple[bool, ...]
-    """Whether a text is made of answered questions."""
+    """Whether what is said is made of answered questions."""
     further: tuple[tuple[str, ...], ...] = ()
     """Second, third … texts: for each number, one a picture."""
 
@@ -31,16 +33,27 @@ class Pairs:
 
 
 class PairSampler:
-    """Walks through all concepts in a new order each epoch, with a random drawing and text of each."""
+    """Walks through all concepts in a new order each epoch, with a random drawing and text of each.
 
-    def __init__(self, corpus: Corpus, *, seed: int, texts: TextChoice | None = None, texts_each: int = 1) -> None:
-        self.seed, self.texts, self.texts_each = seed, texts or TextChoice(), texts_each
+    apart: questions are said, not contrasted. Most are true of many pictures of a batch, so they tell none of them from the others.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        *,
+        seed: int,
+        texts: TextChoice | None = None,
+        texts_each: int = 1,
+        apart: bool = False,
+    ) -> None:
+        self.seed, self.texts, self.texts_each, self.apart = seed, texts or TextChoice(), texts_each, apart
         self.records = corpus.records
         self.pictures = [tuple(positions) for positions in corpus.by_concept().values()]
 
     def batch(self, position: int, count: int) -> Pairs:
         """Return the pairs at position … position + count - 1 of the run."""
-        pictures, concepts, texts, asks = [], [], [], []
+        pictures, concepts, texts, said, asks = [], [], [], [], []
         for index in range(position, position + count):
             epoch, place = divmod(index, len(self.pictures))
             concept = int(self._order(epoch)[place])
@@ -49,13 +62,17 @@ class PairSampler:
             pictures.append(picture)
             concepts.append(concept)
             record = self.records[picture]
-            texts.append(draw_text(record, choose, self.texts))
-            asks.append(MARK in texts[-1] and bool(record.get("questions")))
+            questions = draw_questions(record, choose, self.texts)
+            caption = draw_caption(record, choose, self.texts) if self.apart or not questions else questions
+            texts.append(caption)
+            said.append(questions or caption)
+            asks.append(bool(questions))
         further = tuple(self._further(number, position, pictures) for number in range(1, self.texts_each))
         return Pairs(
             pictures=tuple(pictures),
             concepts=tuple(concepts),
             texts=tuple(texts),
+            said=tuple(said),
             asks=tuple(asks),
             further=further,
         )

@@ -14,11 +14,21 @@ BETWEEN_QUESTIONS = "\n"
 
 
 def draw_text(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
-    """Return a caption, a caption with tags, or tags alone, in one of the record's languages; or answered questions."""
+    """Return answered questions, or what the picture shows."""
+    return draw_questions(record, choose, setting) or draw_caption(record, choose, setting)
+
+
+def draw_questions(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
+    """Return some of the record's questions with their answers; nothing where it has none, or where it is not their turn."""
     questions = record.get("questions")
-    if questions and choose.random() < setting.question_share:
-        some = choose.sample(questions, min(len(questions), setting.most_questions))
-        return BETWEEN_QUESTIONS.join(statement(*one) for one in some)
+    if not questions or choose.random() >= setting.question_share:
+        return ""
+    some = choose.sample(questions, min(len(questions), setting.most_questions))
+    return BETWEEN_QUESTIONS.join(statement(*one) for one in some)
+
+
+def draw_caption(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
+    """Return a caption, a caption with tags, or tags alone, in one of the record's languages."""
     language = draw_language(record, choose, setting)
     caption, tags = record["captions"][language], list(record["tags"].get(language, ()))
     kind = choose.random()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.resources.training_run import Objectives
+from belvedere_training.data.loader import Said
 from belvedere_training.model.config import ModelConfig
 from belvedere_training.model.disentangling import disentangling_loss
 from belvedere_training.model.tower import Encoded
@@ -96,7 +97,7 @@ class MultiTask(nn.Module):
         self,
         pixels_B3SS: Tensor,
         tokens_BT: Tensor,
-        asked_BT: Tensor,
+        said: Said,
         same_BB: Tensor,
         terms: tuple[str, ...],
         generator: torch.Generator,
@@ -105,7 +106,7 @@ class MultiTask(nn.Module):
     ) -> Outputs:
         """Return embeddings and the losses of the terms.
 
-        asked_BT: words to be said. same_BB: pairs that are no negatives of each other. attributes: the number of each
+        said: what words are learned from. same_BB: pairs that are no negatives of each other. attributes: the number of each
         picture's value. resolutions: what each picture is seen at, where that is not the whole; masked patches are of the whole.
         """
         model = self.model
@@ -116,9 +117,10 @@ class MultiTask(nn.Module):
             negatives = hard_negatives(image_BE, text_BE, scale, same_BB, generator)
             losses["itm"] = matching_loss(model, image, text, negatives)[0]
         if "lm" in terms:
-            losses["lm"] = self._next_words(image, text, tokens_BT, asked_BT)
+            losses["lm"] = self._next_words(image, text, tokens_BT, said)
         if "mlm" in terms:
-            losses["mlm"] = self._hidden_words(image, tokens_BT, generator)
+            said_BT = tokens_BT if said.tokens_BT is None else said.tokens_BT
+            losses["mlm"] = self._hidden_words(image, said_BT, generator)
         if "mim" in terms:
             losses["mim"] = masked_image_loss(model, pixels_B3SS, generator)
         if "disentangle" in terms:
@@ -128,11 +130,13 @@ class MultiTask(nn.Module):
             losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         return Outputs(image_BE, text_BE, scale, losses)
 
-    def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:
+    def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor, said: Said) -> Tensor:
         # A causal tower has made this pass for the contrast already (Yu et al. 2022, arXiv:2205.01917, section 3.2).
-        text = text if self.model.text.causal else self.model.text.encode(tokens_BT, causal=True)
+        made = self.model.text.causal and said.tokens_BT is None
+        said_BT = tokens_BT if said.tokens_BT is None else said.tokens_BT
+        text = text if made else self.model.text.encode(said_BT, causal=True)
         fused = self.model.fuse_encoded(image, text, causal=True)
-        return next_word_loss(self.model.words(fused.text_BTD), tokens_BT, asked_BT=asked_BT)
+        return next_word_loss(self.model.words(fused.text_BTD), said_BT, asked_BT=said.asked_BT)
 
     def _hidden_words(self, image: Encoded, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
         assert self.mask_id is not None
