@@ -208,7 +208,7 @@ def test_the_recipe_makes_the_losses_that_it_always_made(
 
 
 MULTI: dict[str, Any] = {
-    "architecture": {"topology": "fusion", "tower": "vit"},
+    "architecture": {"topology": "fusion", "tower": "vit", "itmHead": "ce"},
     "objectives": {"itm": 1, "lm": 1, "mlm": 0.5, "mim": 0.5, "groupsPerStep": 2, "distillation": 0.4, "queueSize": 24},
 }
 
@@ -238,6 +238,7 @@ def test_a_run_with_every_objective_teacher_and_chunks_resumes_bit_for_bit(
     for name, tensor in unbroken.stepper.teacher.state_dict().items():
         assert torch.equal(tensor, second.stepper.teacher.state_dict()[name]), name
     assert set(unbroken.stepper.told["gradient_norms"]) == {"vision", "text", "cross"}
+    assert unbroken.stepper.model.match_head.out_features == 2, "architecture.itmHead is ce"
 
 
 def test_weights_are_unfrozen_from_the_heads_down(

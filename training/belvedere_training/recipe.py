@@ -169,6 +169,8 @@ def _shape(config: RunConfig, corpus: Corpus) -> ModelConfig:
     shape = sized(config.size, topology=wanted.topology, tower=wanted.tower, attend=wanted.attend)
     document = shape.model_dump()
     document["vision"]["image_size"] = corpus.size
+    if wanted.itm_head:
+        document["fusion"]["itm_head"] = wanted.itm_head
     if wanted.max_length:
         document["text"]["max_length"] = wanted.max_length
     if wanted.normalization:

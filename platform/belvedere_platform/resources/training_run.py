@@ -103,6 +103,12 @@ class Architecture(Part):
         Literal["full", "pooled", "top"] | None,
         Field(description="image keys that text looks at: all, means of 2x2, or the best quarter of blocks"),
     ] = None
+    itm_head: Annotated[
+        Literal["bce", "ce"] | None,
+        Field(
+            description="how the matching head answers: one logit (bce, the default), or one for each of two classes"
+        ),
+    ] = None
     normalization: Annotated[
         Literal["half", "imagenet", "clip"] | None,
         Field(
