@@ -34,8 +34,11 @@ DEADLINE_HEADER = b"x-envoy-expected-rq-timeout-ms"
 _WORK = ("/infer", "/generate", "/generate_stream")
 _OPENAI_WORK = ("/v1/embeddings", "/v1/chat/completions")
 _DOORED = _WORK + _OPENAI_WORK
-HOLD_SHARE, HOLD_SECONDS = 0.01, 0.01
-"""For what part of the time that is given, and how long at most, a door stays closed that has been found so."""
+HOLD_SHARE, HOLD_SECONDS = 0.04, 0.04
+"""For what part of the time that is given, and how long at most, a door stays closed that has been found so.
+
+Those who come in then come in together, which is cheaper for the event loop than one after the other between those it refuses.
+"""
 TOO_BUSY = "the server is too busy; try again later"
 
 
@@ -53,10 +56,11 @@ class Host(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class _Closed:
-    """A model that lets nobody in for some milliseconds who gives it the same time."""
+    """A model that lets nobody in who gives it the same time: for some milliseconds, or until half of those inside have gone."""
 
     told: bytes | None
     retry_after_seconds: int
+    inside: int
     num_refused: int = 1
 
 
@@ -113,26 +117,27 @@ class Door:
 
     def _retry_after(self, model: str, told: bytes | None) -> int | None:
         closed = self._closed.get(model)
-        if closed is not None and closed.told == told and self._num_inside:
+        inside = self._inside.get(model, 0)
+        if closed is not None and closed.told == told and 2 * inside > closed.inside:
             closed.num_refused += 1
             return closed.retry_after_seconds
         self._turns.look()
         seconds = 1 if self._turns.too_long(self._num_inside) else None
         if seconds is None and self._host is not None:
-            seconds = self._host.retry_after(model, timeout_of(told), self._inside.get(model, 0))
-        if seconds is not None and closed is None and self._num_inside:
-            self._close(model, told, seconds)
+            seconds = self._host.retry_after(model, timeout_of(told), inside)
+        if seconds is not None and closed is None and inside:
+            self._close(model, _Closed(told=told, retry_after_seconds=seconds, inside=inside))
         elif seconds is not None and self._host is not None:
             self._host.count_refused(model, "http")
         return seconds
 
-    def _close(self, model: str, told: bytes | None, seconds: int) -> None:
-        """Answer all that ask the same within the next milliseconds as the one that was just refused: the queue is no shorter by then.
+    def _close(self, model: str, closed: _Closed) -> None:
+        """Answer all that ask the same within the next milliseconds as the one that was just refused: the queue is hardly shorter by then.
 
-        To count each by itself would cost as much as to refuse it.
+        To look at each by itself, and to count it, would cost as much as to refuse it.
         """
-        self._closed[model] = _Closed(told=told, retry_after_seconds=seconds)
-        hold = HOLD_SHARE * (timeout_of(told) or HOLD_SECONDS)
+        self._closed[model] = closed
+        hold = HOLD_SHARE * (timeout_of(closed.told) or HOLD_SECONDS / HOLD_SHARE)
         asyncio.get_running_loop().call_later(min(hold, HOLD_SECONDS), self._open, model)
 
     def _open(self, model: str) -> None:

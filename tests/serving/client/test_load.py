@@ -73,7 +73,7 @@ async def test_a_server_that_hangs_up_is_called_again(said: bytes, status: str) 
         writer.close()
 
     async with a_server(answer) as url:
-        outcome = await closed_loop(url, GIVEN, clients=2, seconds=0.05)
+        outcome = await closed_loop(url, GIVEN, clients=2, seconds=0.3)
     assert set(outcome.statuses) == {status}
     assert outcome.statuses[status] > 2
 
