@@ -28,7 +28,9 @@ class Overload:
     """One server under too much load."""
 
     peak: float
-    """Answers a second to as many clients as fill its batches."""
+    """Answers a second to as many clients as fill its batches: the most before and after, as other work may have disturbed either."""
+    rate: float
+    """Requests a second that were sent."""
     outcome: Outcome
     warm: Outcome
     memory: tuple[float, float]
@@ -82,14 +84,21 @@ def over_grpc(address: str, given: Sequence[bytes]) -> Way:
 async def overload(
     way: Way, *, seconds: float, memory_mib: Callable[[], float], say: Callable[[str], None]
 ) -> Overload:
-    """Find the peak of a server, then send three times as much for so long."""
-    peak = max([(await way.closed_loop(clients=32, seconds=5)).per_second for _ in range(2)])
+    """Find the peak of a server, then send three times as much for so long, and look at the peak again."""
+
+    async def peak_now() -> float:
+        return max([(await way.closed_loop(clients=32, seconds=5)).per_second for _ in range(2)])
+
+    peak = await peak_now()
     rate = TIMES * peak
     say(f"{way.said}: peak {peak:.0f}/s; now {rate:.0f}/s for {seconds:.0f} s")
     warm = await way.open_loop(rate=rate, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
     before = memory_mib()
     outcome = await way.open_loop(rate=rate, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
-    return Overload(peak=peak, outcome=outcome, warm=warm, memory=(before, memory_mib()))
+    after = memory_mib()
+    peak = max(peak, await peak_now())
+    say(f"{way.said}: peak {peak:.0f}/s before and after; {outcome.statuses}")
+    return Overload(peak=peak, rate=rate, outcome=outcome, warm=warm, memory=(before, after))
 
 
 def overload_rows(found: Overload, *, name: str, seconds: float) -> list[Row]:
@@ -98,7 +107,7 @@ def overload_rows(found: Overload, *, name: str, seconds: float) -> list[Row]:
     statuses = dict(sorted((found.warm.statuses + outcome.statuses).items()))
     servers, client = server_and_client_cores()
     where = f"{len(servers)} core for the server, another for the client" if servers != client else "one core for both"
-    note = f"{seconds:.0f} s at {TIMES * found.peak:.0f}/s; {where}; answers: {statuses}"
+    note = f"{seconds:.0f} s at {found.rate:.0f}/s, {found.rate / found.peak:.1f} times the peak; {where}; answers: {statuses}"
     rows = [
         result(
             f"{name}_goodput_ratio",
