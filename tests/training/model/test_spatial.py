@@ -67,6 +67,14 @@ def test_a_map_of_the_view_goes_back_to_its_place_in_the_picture() -> None:
     torch.testing.assert_close(view.in_picture(seen, pixels), pixels.mean(1), rtol=0, atol=1e-3)
 
 
+def test_places_keep_their_digits_in_half_formats() -> None:
+    view, pixels = SpatialTransformer(), torch.randn(2, 3, 64, 64)
+    torch.nn.init.normal_(view.affine.weight, std=0.1)
+    expected = view(pixels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(view(pixels), expected)
+
+
 def test_stages_are_a_function_of_the_position() -> None:
     found = [stage_at(pairs, 100) for pairs in (0, 49, 50, 69, 70, 100)]
     assert found == ["fixed", "fixed", "warped", "warped", "joint", "joint"]

@@ -46,7 +46,10 @@ class SpatialTransformer(nn.Module):
 
     def affines(self, pixels_B3SS: Tensor) -> Tensor:
         """Return where in the picture each place of the view lies, [B, 2, 3]."""
-        affine_B6: Tensor = self.affine(self.look(functional.adaptive_avg_pool2d(pixels_B3SS, _THUMBNAIL)))
+        # Half formats are too coarse for places: at 224 pixels bfloat16 tells only every other one from its neighbour.
+        with torch.autocast(pixels_B3SS.device.type, enabled=False):
+            small_B3TT = functional.adaptive_avg_pool2d(pixels_B3SS.float(), _THUMBNAIL)
+            affine_B6: Tensor = self.affine(self.look(small_B3TT))
         return affine_B6.reshape(-1, 2, 3)
 
     def in_picture(self, map_BRC: Tensor, pixels_B3SS: Tensor) -> Tensor:
@@ -58,9 +61,8 @@ class SpatialTransformer(nn.Module):
 
 
 def _sampled(picture_BDRC: Tensor, affine_B23: Tensor, outside: str = "border") -> Tensor:
-    # Half formats are too coarse for places: at 224 pixels bfloat16 tells only every other one from its neighbour.
     with torch.autocast(picture_BDRC.device.type, enabled=False):
-        grid_BRC2 = functional.affine_grid(affine_B23.float(), list(picture_BDRC.shape), align_corners=False)
+        grid_BRC2 = functional.affine_grid(affine_B23, list(picture_BDRC.shape), align_corners=False)
         return functional.grid_sample(picture_BDRC.float(), grid_BRC2, padding_mode=outside, align_corners=False)
 
 
