@@ -29,7 +29,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._door = door_of(self.app)
         self._within = False
         self._to_forget = 0
-        self._refused_at = 0.0
+        self._heard_at = 0.0
 
     def data_received(self, data: bytes) -> None:
         """Forget what is left of refused bodies, refuse whom the door does not let in, and give all else to the parser."""
@@ -37,6 +37,7 @@ class DoorProtocol(HttpToolsProtocol):
             if self._to_forget:
                 forgotten = min(self._to_forget, len(data))
                 self._to_forget -= forgotten
+                self._heard_at = self.loop.time()
                 data = data[forgotten:]
             if not data:
                 return
@@ -58,7 +59,7 @@ class DoorProtocol(HttpToolsProtocol):
             return 0
         self.transport.write(answer)
         self.server_state.total_requests += 1
-        self._refused_at = self.loop.time()
+        self._heard_at = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._hang_up_in(self.timeout_keep_alive)
         return head.end() + size
@@ -74,8 +75,8 @@ class DoorProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Hang up on who has been silent for as long; to move the time at each refusal would cost as much as to refuse."""
-        left = self._refused_at + self.timeout_keep_alive - self.loop.time()
+        """Hang up on who has been silent for as long; to move the timer each time would cost as much as to refuse."""
+        left = self._heard_at + self.timeout_keep_alive - self.loop.time()
         if left <= 0:
             super().timeout_keep_alive_handler()
         else:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from uvicorn.config import HTTP_PROTOCOLS
 
 from belvedere_platform.protocol import EMBED_TEXT
 from belvedere_serving.server.admission import CROWD, TURN_SECONDS, Turns
@@ -170,7 +171,8 @@ async def test_a_service_behind_the_door_is_asked_from_its_second_request_on(
         assert (await ask(door, milliseconds=1000))[0]["status"] == 429
 
 
-def test_ray_is_given_one_door() -> None:
+def test_ray_is_given_one_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     (made,) = middlewares()
     assert made.cls is Door
     # Its sockets are Ray's: it turns Nagle's algorithm off itself.

@@ -180,7 +180,10 @@ async def test_a_head_that_is_not_plain_is_the_parsers(app: Inside, host: Host, 
     protocol.connection_lost(None)
 
 
-async def test_who_is_only_refused_is_hung_up_on_after_his_last_request(app: Inside, host: Host) -> None:
+@pytest.mark.parametrize("pieces", [(a_request(), a_request()), (a_request(700)[:-600], b"#" * 300)])
+async def test_who_is_only_refused_is_hung_up_on_some_time_after_he_was_last_heard(
+    app: Inside, host: Host, pieces: tuple[bytes, bytes]
+) -> None:
     now = 100.0
     protocol, wire = connected(app, host)
     delays: list[float] = []
@@ -194,9 +197,9 @@ async def test_who_is_only_refused_is_hung_up_on_after_his_last_request(app: Ins
             return asyncio.TimerHandle(now + seconds, call, (), asyncio.get_running_loop())
 
     protocol.loop = Loop()  # type: ignore[assignment]
-    protocol.data_received(a_request())
+    protocol.data_received(pieces[0])
     now = 104.0
-    protocol.data_received(a_request())
+    protocol.data_received(pieces[1])
     now = 105.0
     protocol.timeout_keep_alive_handler()
     assert (delays, wire.closed) == ([5, 4.0], False)
