@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from belvedere_operators.runtime.queue import Key
+from belvedere_operators.runtime.sharing import shared
 from belvedere_platform.store import Manifest
 
 INDEXED_PREFIX = "belvedere.dev/"
@@ -26,12 +27,16 @@ def version_of(manifest: Manifest) -> int:
 
 
 class Copies:
-    """Never goes back in time: of two versions of an object the newer one stays, in whatever order they come."""
+    """Never goes back in time: of two versions of an object the newer one stays, in whatever order they come.
+
+    What objects have in common is there once, so none may be changed.
+    """
 
     def __init__(self) -> None:
         self._objects: dict[Key, Manifest] = {}
         self._index: dict[Entry, set[Key]] = defaultdict(set)
         self._names: dict[str, Names] = {}
+        self._last: Manifest | None = None
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -78,7 +83,8 @@ class Copies:
             if version_of(before) >= version_of(manifest):
                 return
             self._forget(key, before)
-        self._objects[key] = manifest
+        # The one before is most like it; else any other of the kind is, as all come from the same few builders.
+        self._objects[key] = self._last = shared(manifest, self._last if before is None else before)
         for entry in self._entries(manifest):
             self._index[entry].add(key)
 
