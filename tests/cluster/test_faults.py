@@ -177,7 +177,11 @@ def head_answers(release: Release, lost: str) -> bool:
     if not any(one["type"] == "Ready" and one["status"] == "True" for one in ready):
         return False
     path = f"/api/v1/namespaces/{release.namespace}/pods/{next(iter(found))}:8265/proxy/api/serve/applications/"
-    applications = json.loads(release.cluster.kubectl("get", "--raw", path))["applications"]
+    command = ["kubectl", f"--kubeconfig={release.cluster.kubeconfig}", "get", "--raw", path]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode:
+        return False  # it was ready a moment ago, and may have ended since
+    applications = json.loads(asked.stdout)["applications"]
     return bool(applications) and all(one["status"] == "RUNNING" for one in applications.values())
 
 

@@ -9,7 +9,12 @@ from typing import Any
 RAY_VERSION = "2.60.0"
 GPU = "nvidia.com/gpu"
 # KubeRay and the operator ask the dashboard without a token; who may reach it is a NetworkPolicy's to say.
-RAY_ENVIRONMENT: Mapping[str, str] = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+RAY_ENVIRONMENT: Mapping[str, str] = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # After thirty seconds a head gives up, is started anew, and on a busy node is late again.
+    "RAY_raylet_start_wait_time_s": "120",
+}
 DASHBOARD_PORT, AGENT_PORT, METRICS_PORT, SERVE_PORT = 8265, 52365, 8080, 8000
 
 
