@@ -106,6 +106,8 @@ def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: P
         *("--max-batch-size", f"{batching.max_batch_size}"),
         *("--batch-wait-milliseconds", f"{batching.wait_milliseconds:g}"),
         *("--max-queued-requests", f"{batching.max_queued_requests}"),
+        # A plan is run by Triton's own backend for it: the vendor's image has no TensorRT for Python.
+        *(("--backend", "tensorrt") if on_gpu(spec) else ()),
         *(("--instances", f"{instances}") if instances > 1 else ()),
         *("--threads", f"{max(1, math.floor(cpu / instances))}"),
         *("--drain-seconds", f"{DRAIN_SECONDS}"),

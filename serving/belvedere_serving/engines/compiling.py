@@ -125,7 +125,8 @@ def engine_files(bench: Bench, engine: Compiled) -> dict[str, Path | bytes]:
     for tower, candidate in engine.towers.items():
         for suffix in SUFFIXES[engine.variant.runtime]:
             files[f"{tower}{suffix}"] = candidate.file.with_suffix(suffix)
-    return {**files, ENGINE_FILE: engine_json(engine.variant)}
+    runtimes = {tower: candidate.runtime for tower, candidate in engine.towers.items()}
+    return {**files, ENGINE_FILE: engine_json(engine.variant, runtimes)}
 
 
 def _candidates(bench: Bench, tower: str, variant: Variant) -> list[Candidate]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,9 +40,31 @@ class LoadedRuntime(Protocol):
         ...
 
 
-def engine_json(variant: Variant) -> bytes:
-    """Return the file that says what the engine is."""
-    return json.dumps({"runtime": variant.runtime, "precision": variant.precision}).encode()
+@dataclass(frozen=True)
+class Shape:
+    """What a tower answers and takes: the length of its embeddings, and whether texts may have any length up to its longest."""
+
+    dimension: int
+    flexible: bool
+
+
+def engine_json(variant: Variant, towers: Mapping[str, LoadedRuntime]) -> bytes:
+    """Return the file that says what the engine is. `towers`: what runs each."""
+    shapes = {
+        name: {"dimension": runtime.dimension(name), "flexible": runtime.flexible(name)}
+        for name, runtime in towers.items()
+    }
+    return json.dumps({"runtime": variant.runtime, "precision": variant.precision, "towers": shapes}).encode()
+
+
+def read_shapes(folder: Path, towers: Sequence[str], *, threads: int) -> dict[str, Shape]:
+    """Return the shape of each tower. Only of an engine that does not say them is the runtime loaded, which may not run here."""
+    path = folder / ENGINE_FILE
+    said = json.loads(path.read_text(encoding="utf-8")).get("towers") if path.exists() else None
+    if said:
+        return {name: Shape(int(said[name]["dimension"]), bool(said[name]["flexible"])) for name in towers}
+    runtime = load_runtime(folder, towers, threads=threads)
+    return {name: Shape(runtime.dimension(name), runtime.flexible(name)) for name in towers}
 
 
 def read_variant(folder: Path) -> Variant:

@@ -15,7 +15,7 @@ from PIL import Image
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_platform.protocol import EMBED_IMAGE, EMBED_TEXT, INPUT_OF
 from belvedere_serving.engines.loading import ENGINE_FILE as VARIANT_FILE
-from belvedere_serving.engines.loading import load_runtime, read_variant
+from belvedere_serving.engines.loading import read_shapes, read_variant
 from belvedere_serving.engines.preprocess import WHITE, ImagePreprocessor, Recipe, TextPreprocessor
 from belvedere_serving.generation.decoder import Heads
 from belvedere_serving.triton import model_config
@@ -86,13 +86,13 @@ def _towers(engine: Path, options: RepositoryOptions) -> dict[Tower, npt.NDArray
     recipe = Recipe.read(engine / "preprocess.json")
     text = TextPreprocessor((engine / "tokenizer.json").read_text(encoding="utf-8"), recipe.text)([b""])
     inputs: dict[str, npt.NDArray[Any]] = {EMBED_TEXT: text, EMBED_IMAGE: ImagePreprocessor(recipe.image).blank()}
-    runtime = load_runtime(engine, tuple(inputs), threads=options.threads)
+    shapes = read_shapes(engine, tuple(inputs), threads=options.threads)
     return {
         Tower(
             name=name,
             input_shape=array.shape[1:],
-            dimension=runtime.dimension(name),
-            flexible=runtime.flexible(name),
+            dimension=shapes[name].dimension,
+            flexible=shapes[name].flexible,
         ): array
         for name, array in inputs.items()
     }

@@ -56,6 +56,15 @@ def test_how_texts_are_written_reaches_the_models_that_write(owner, spec):
     assert WritingOptions.read(context.params["writing"]).chosen() == {"max_new_tokens": 7, "cache_precision": "int8"}
 
 
+def test_on_a_gpu_a_plan_is_run_by_tritons_own_backend(owner, spec, deployment):
+    target = spec.engine.target.model_copy(update={"runtime": "tensorrt", "precision": "fp16", "device": "gpu"})
+    spec = spec.model_copy(update={"engine": spec.engine.model_copy(update={"target": target})})
+    made = triton_deployment(owner, spec, version="v2", engine_digest=DIGEST, replicas=1, pods=PodSettings(image="a"))
+    words = made["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert words[words.index("--backend") + 1] == "tensorrt"
+    assert "--backend" not in deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+
+
 def test_several_engines_in_a_replica_share_its_cores(owner, spec):
     resources = spec.resources.model_copy(update={"cpu": 7})
     spec = spec.model_copy(update={"server": ServerOptions(instances=3), "resources": resources})

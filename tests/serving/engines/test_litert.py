@@ -67,7 +67,7 @@ def test_what_the_converter_says_is_in_the_error(converter: Callable[[str], Path
 def test_triton_is_given_no_such_engine(tmp_path: Path) -> None:
     engine = tmp_path / "engine"
     engine.mkdir()
-    (engine / ENGINE_FILE).write_bytes(engine_json(Variant("litert", "fp32")))
+    (engine / ENGINE_FILE).write_bytes(engine_json(Variant("litert", "fp32"), {}))
     with pytest.raises(InvalidInput, match="Triton has no backend for LiteRT"):
         write_repository(engine, tmp_path / "repository", RepositoryOptions(version="a-v1"))
 
@@ -81,7 +81,7 @@ def test_a_converted_tower_answers_as_torch_does(tmp_path: Path, stand_in: Modul
     source = store.pull(str(stand_in.push(store)), tmp_path / "model")
     tokens = read_held_out(source)[EMBED_TEXT].array
     litert.convert(source / f"{EMBED_TEXT}.pt2", EMBED_TEXT, source / f"{EMBED_TEXT}.tflite", "int8", tokens[:1])
-    (source / ENGINE_FILE).write_bytes(engine_json(Variant("litert", "int8")))
+    (source / ENGINE_FILE).write_bytes(engine_json(Variant("litert", "int8"), {}))
     given = {TOWER_INPUT[EMBED_TEXT]: tokens}
     loaded = load_runtime(source, (EMBED_TEXT,), threads=1)
     expected = TorchRuntime(source).run(EMBED_TEXT, given)[EMBEDDING]

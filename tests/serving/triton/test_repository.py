@@ -15,7 +15,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from belvedere_platform.errors import CorruptData, InvalidInput
 from belvedere_platform.protocol import Reason, V2Error
 from belvedere_serving.engines import lengths
-from belvedere_serving.engines.runtime import OnnxRuntime
+from belvedere_serving.engines.loading import ENGINE_FILE, engine_json
+from belvedere_serving.engines.runtime import OnnxRuntime, Variant
 from belvedere_serving.triton.backend import run_apart, run_by_shape, triton_error
 from belvedere_serving.triton.model_config import parse
 from belvedere_serving.triton.options import RepositoryOptions, version_number
@@ -117,6 +118,17 @@ def test_a_backend_of_the_vendor_gets_its_file(
     assert (config.backend, config.default_model_filename, config.instance_group[0].kind) == (backend, file, kind)
     written = engine.parent / "repository" / "embed_text_engine" / "3"
     assert sorted(path.name for path in written.iterdir()) == sorted(f"model{ending}" for ending in endings)
+
+
+def test_a_plan_is_laid_out_where_tensorrt_is_not_installed(engine: Path, tiny: ModuleType) -> None:
+    runtime = OnnxRuntime({name: engine / f"{name}.onnx" for name in ("embed_text", "embed_image")})
+    towers = dict.fromkeys(("embed_text", "embed_image"), runtime)
+    (engine / ENGINE_FILE).write_bytes(engine_json(Variant("tensorrt", "fp16"), towers))
+    for name in towers:
+        (engine / f"{name}.onnx").rename(engine / f"{name}.plan")
+    found = write(engine, backend="tensorrt")
+    assert list(found["embed_image"].output[0].dims) == [-1, tiny.DIMENSION]
+    assert found["embed_text_engine"].instance_group[0].kind == pb.ModelInstanceGroup.KIND_GPU
 
 
 def test_an_engine_of_another_kind_is_refused(engine: Path) -> None:
