@@ -41,7 +41,7 @@ def rows_of(name: str, curve: Curve) -> list[Row]:
     each = sum(plan.multiply_adds) / len(plan.multiply_adds)
     note = curve.hindrance or (
         f"{plan.pairs} pairs, {plan.pairs_per_second:.3g} a second when it was planned; {each / 1e6:.0f} M multiply-adds a pair; "
-        f"{curve.seconds:.0f} s of processor time, evaluations included"
+        f"{curve.seconds:.0f} s of processor time, the evaluations on the way included"
     )
     facts = {
         "recipe": name,
