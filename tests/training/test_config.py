@@ -35,6 +35,7 @@ def test_the_digest_is_of_what_decides_the_outcome() -> None:
     again = config.model_copy(update={"run": config.run.model_copy(update={"attempt": 2})})
     other = config.model_copy(update={"size": "small"})
     assert config.digest() == again.digest() != other.digest()
+    assert config.identity == again.identity != other.identity
 
 
 def test_a_run_goes_on_where_a_newer_release_fills_in_more_fields() -> None:

@@ -16,6 +16,9 @@ from belvedere_platform.resources.training_run import TrainingRunSpec
 from belvedere_training.data.corpus import resolve_dataset
 from belvedere_training.validation import parse
 
+STATE_FORMAT = 2
+"""What a checkpoint holds. 2: the optimizers keep single numbers apart (FSDP2)."""
+
 
 class RunIdentity(Part):
     """Which TrainingRun this is an attempt of."""
@@ -45,13 +48,17 @@ class RunConfig(TrainingRunSpec):
 
     @property
     def identity(self) -> str:
-        """Return a name for the folder of checkpoints: the same for all attempts of one TrainingRun, for no other."""
-        return f"{self.run.namespace}-{self.run.name}-{self.run.uid[:8]}"
+        """Return a name for the folder of checkpoints: the same for all attempts of one TrainingRun, for no other.
+
+        Nor for a run of the same name that was told something else: its checkpoints would lie before one's own, unreadable.
+        """
+        return f"{self.run.namespace}-{self.run.name}-{self.run.uid[:8]}-{self.digest().removeprefix('sha256:')[:8]}"
 
     def digest(self) -> str:
         """Return the digest of what decides the outcome: everything but who runs it, where, and on how many workers.
 
-        What has its default is left out, so that a run goes on where a newer release knows more fields.
+        What has its default is left out, so that a run goes on where a newer release knows more fields; what a checkpoint holds is part
+        of it, so that a run begins anew where a release holds it otherwise.
         """
         document = self.model_dump(
             mode="json",
@@ -59,7 +66,8 @@ class RunConfig(TrainingRunSpec):
             exclude={"run", "workers", "suspend", "resume", "queue", "pod"},
             exclude_defaults=True,
         )
-        return "sha256:" + hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        text = json.dumps([STATE_FORMAT, document], sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_config(text: str, *, where: str) -> RunConfig:
