@@ -47,6 +47,12 @@ class TextChoice(Part):
     most_questions: Annotated[
         int, Field(ge=1, le=16, description="answered questions in one text; architecture.maxLength has to hold them")
     ] = 2
+    balance_answers: Annotated[
+        bool,
+        Field(
+            description="draw each answer to a question as often as its others, so that none is right without a look at the picture"
+        ),
+    ] = False
     cel: ClassVar = (
         CelRule(
             rule="self.captionAlone + self.captionDropped <= 1.0",

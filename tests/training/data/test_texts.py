@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from belvedere_platform.resources.training_data import TextChoice
-from belvedere_training.data.texts import draw_text, join, statement
+from belvedere_training.data.texts import balancing, draw_questions, draw_text, join, statement
 
 RECORD: dict[str, Any] = {
     "captions": {"en": "red circle", "zh": "红色圆形"},
@@ -39,6 +40,20 @@ def test_questions_are_drawn_with_their_answers_where_there_are_any() -> None:
     answered = [text for text in texts if text in {statement(*one) for one in asked}]
     assert abs(len(answered) / len(texts) - 0.6) < 0.03
     assert set(answered) == {"what shape is in the picture? circle", "is there a blue shape? no"}
+
+
+def test_answers_are_balanced_over_all_pictures_by_question() -> None:
+    often, seldom = ["is it blue?", "no"], ["is it blue?", "yes"]
+    records = [{"questions": [often, ["what?", "circle"]]}] * 9 + [{"questions": [seldom, ["what?", "circle"]]}]
+    weights, setting = balancing(records), TextChoice(question_share=1, most_questions=1)
+    choose = random.Random(0)
+    texts = [draw_questions(choose.choice(records), choose, setting, weights) for _ in range(8000)]
+    no, yes = (texts.count(statement(*one)) / len(texts) for one in (often, seldom))
+    # Of nine pictures with "no" each asks with 1/9 against 1/10 of the other question, the one with "yes" with 1 against 1/10.
+    assert no == pytest.approx(0.9 * 10 / 19, abs=0.02)
+    assert yes == pytest.approx(0.1 * 10 / 11, abs=0.02)
+    both = draw_questions(records[0], choose, TextChoice(question_share=1, most_questions=5), weights)
+    assert set(both.split("\n")) == {"is it blue? no", "what? circle"}
 
 
 def test_a_text_holds_as_many_answered_questions_as_asked_for() -> None:

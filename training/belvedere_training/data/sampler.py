@@ -10,7 +10,7 @@ import numpy as np
 
 from belvedere_platform.resources.training_data import TextChoice
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.texts import draw_caption, draw_questions, draw_text
+from belvedere_training.data.texts import balancing, draw_caption, draw_questions, draw_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class PairSampler:
     ) -> None:
         self.seed, self.texts, self.texts_each, self.apart = seed, texts or TextChoice(), texts_each, apart
         self.records = corpus.records
+        self.weights = balancing(corpus.records) if self.texts.balance_answers else None
         self.pictures = [tuple(positions) for positions in corpus.by_concept().values()]
 
     def batch(self, position: int, count: int) -> Pairs:
@@ -62,7 +63,7 @@ class PairSampler:
             pictures.append(picture)
             concepts.append(concept)
             record = self.records[picture]
-            questions = draw_questions(record, choose, self.texts)
+            questions = draw_questions(record, choose, self.texts, self.weights)
             caption = draw_caption(record, choose, self.texts) if self.apart or not questions else questions
             texts.append(caption)
             said.append(questions or caption)

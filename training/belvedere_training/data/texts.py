@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,18 +14,36 @@ BETWEEN_QUESTIONS = "\n"
 """What ends a question, and what ends its answer where another question follows: each is a token of its own."""
 
 
+Weights = Mapping[tuple[str, str], float]
+"""By question and answer: how much more or less often it is drawn than others."""
+
+
 def draw_text(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
     """Return answered questions, or what the picture shows."""
     return draw_questions(record, choose, setting) or draw_caption(record, choose, setting)
 
 
-def draw_questions(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
+def draw_questions(
+    record: Mapping[str, Any], choose: random.Random, setting: TextChoice, weights: Weights | None = None
+) -> str:
     """Return some of the record's questions with their answers; nothing where it has none, or where it is not their turn."""
     questions = record.get("questions")
     if not questions or choose.random() >= setting.question_share:
         return ""
-    some = choose.sample(questions, min(len(questions), setting.most_questions))
+    if weights is None:
+        some = choose.sample(questions, min(len(questions), setting.most_questions))
+    else:
+        some, left = [], list(questions)
+        while left and len(some) < setting.most_questions:
+            (place,) = choose.choices(range(len(left)), [weights[*one] for one in left])
+            some.append(left.pop(place))
     return BETWEEN_QUESTIONS.join(statement(*one) for one in some)
+
+
+def balancing(records: Sequence[Mapping[str, Any]]) -> Weights:
+    """Return for each question with an answer how seldom that answer is. Goyal et al. 2017 (arXiv:1612.00837) balance a set alike."""
+    counts = Counter((question, answer) for record in records for question, answer in record.get("questions", ()))
+    return {one: 1 / count for one, count in counts.items()}
 
 
 def draw_caption(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:
