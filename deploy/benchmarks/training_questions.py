@@ -21,7 +21,7 @@ from training_subject import Subject
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "training" / "questions.yaml"
 NAMES = ("easy_vqa_accuracy", "itm_auc")
-QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "80000"))
+QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "128000"))
 MATCH_PAIRS = int(os.environ.get("BELVEDERE_BENCH_MATCH_PAIRS", "10000"))
 
 
