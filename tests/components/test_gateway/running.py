@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import re
 import socket
 from collections.abc import AsyncIterator
@@ -27,10 +29,20 @@ from .traffic import eventually
 NAMESPACE, SERVICE = "default", "emoji"
 
 
+# Below those that the system gives to connections: one of them could be taken again before Envoy binds it.
+_PORTS = itertools.cycle(random.sample(range(14_000, 32_000), 18_000))
+
+
 def pick_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and was not returned before."""
+    for port in _PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError
 
 
 @dataclass(kw_only=True)
@@ -45,6 +57,7 @@ class Gateway:
     discovery: Discovery
     discovery_port: int
     server: Any = None
+    envoy: Any = None
 
     @property
     def address(self) -> str:
@@ -80,6 +93,7 @@ class Gateway:
         await eventually(self._listens, "Envoy to listen")
 
     async def _listens(self) -> bool:
+        assert self.envoy is None or self.envoy.returncode is None, f"Envoy has ended with {self.envoy.returncode}"
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except ConnectionRefusedError:
@@ -163,12 +177,16 @@ async def running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int
             discovery_port=discovery_port,
         )
         await gateway.start_control_plane()
-        with (folder / "envoy.log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(*envoy_command(file), stderr=log)
         try:
-            yield gateway
+            with (folder / "envoy.log").open("wb") as log:
+                gateway.envoy = process = await asyncio.create_subprocess_exec(*envoy_command(file), stderr=log)
+            try:
+                yield gateway
+            finally:
+                if process.returncode is None:
+                    process.terminate()
+                await asyncio.wait_for(process.wait(), 10)
+                print((folder / "envoy.log").read_text()[-6000:])
         finally:
-            process.terminate()
-            await asyncio.wait_for(process.wait(), 10)
+            # A server that is left running fails whichever test it is collected in, or hangs it: gRPC then joins its threads.
             await gateway.stop_control_plane()
-            print((folder / "envoy.log").read_text()[-6000:])
