@@ -58,12 +58,15 @@ if [ ! -x "$tools/uv/bin/uv" ]; then
 fi
 uv=$tools/uv/bin/uv
 
-stamp=$(cat "$lock" "$root/pyproject.toml" | sha256sum | cut -c1-16)
+stamp=$(cat "$lock" "$root/pyproject.toml" "$root/deploy/setup/setup.sh" | sha256sum | cut -c1-16)
 if [ "$(cat "$venv/.belvedere-stamp" 2>/dev/null)" != "$stamp" ]; then
   say "installing the Python packages (about 6 GB unpacked the first time, from the cache afterwards)"
   [ -x "$venv/bin/python" ] || "$uv" venv -q --python "$python" "$venv"
   # Compiled once here: otherwise the first run does it, and where PYTHONDONTWRITEBYTECODE is set every process does it again.
   "$uv" pip install --compile-bytecode --python "$venv/bin/python" --require-hashes -r "$lock"
+  # xds-protos brings OpenTelemetry's messages too, of years ago, at the same paths: whichever is written last stays, and with those Ray
+  # exports no metrics.
+  "$uv" pip install -q --python "$venv/bin/python" --require-hashes --no-deps --reinstall-package opentelemetry-proto -r "$lock"
   "$uv" pip install -q --python "$venv/bin/python" --no-deps -e "$root"
   echo "$stamp" > "$venv/.belvedere-stamp"
 fi
