@@ -35,7 +35,7 @@ def rows(subject: Subject) -> list[Row]:
 
 def answered(subject: Subject, corpus: Corpus) -> Row:
     """Ask everything that the set asks about pictures that were not seen."""
-    stepper, cost = asked_run(subject, "lm", QUESTION_PAIRS, {})
+    stepper, cost = asked_run(subject, "lm", QUESTION_PAIRS)
     questions = questions_of(corpus)
     given = answers_in_words(corpus, stepper.model, stepper.tokenizer, questions)
     always = Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)
@@ -48,17 +48,24 @@ def matched(subject: Subject, corpus: Corpus) -> Row:
 
     It is shown captions alone: of most questions with an answer, the hardest wrong picture is one that they are true of as well.
     """
-    captions = {"dataset": "easy-vqa", "augmentation": {"grayShare": 0}, "texts": {"questionShare": 0}}
-    stepper, cost = asked_run(subject, "itm", MATCH_PAIRS, {"objectives": {"itm": 1}, "data": captions})
+    stepper, cost = asked_run(subject, "itm", MATCH_PAIRS, objectives={"itm": 1}, texts={"questionShare": 0})
     value = match_auc(corpus, "en", stepper.model, stepper.tokenizer)
     return result(NAMES[1], value, "area", "higher", 0.9, note=f"{cost}; {len(corpus)} pictures of the test set")
 
 
-def asked_run(subject: Subject, name: str, pairs: int, changes: dict[str, object]) -> tuple[Stepper, str]:
-    """Return what a run like the example's has made, ready to be asked, and what it cost."""
+def asked_run(
+    subject: Subject,
+    name: str,
+    pairs: int,
+    objectives: dict[str, float] | None = None,
+    texts: dict[str, float] | None = None,
+) -> tuple[Stepper, str]:
+    """Return what a run like the example's, with other objectives and texts where given, has made, and what it cost."""
     document = yaml.safe_load(EXAMPLE.read_text())["spec"]
-    document = {**document, **changes, "run": {"name": f"questions-{name}"}, "evaluation": {"everyPairs": 10**9}}
+    document |= {"run": {"name": f"questions-{name}"}, "evaluation": {"everyPairs": 10**9}}
     document["optimization"]["pairs"] = pairs
+    document["objectives"] = objectives or document["objectives"]
+    document["data"]["texts"] = texts or document["data"]["texts"]
     loop, _, seconds = trained(RunConfig.model_validate(document), subject.store)
     loop.stepper.model.eval()
     return loop.stepper, f"{pairs} pairs in {seconds:.0f} s of processor time"

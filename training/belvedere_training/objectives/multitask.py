@@ -112,14 +112,15 @@ class MultiTask(nn.Module):
         model = self.model
         image, text = model.encode_image(pixels_B3SS, resolutions), model.text.encode(tokens_BT)
         image_BE, text_BE, scale = model.project_image(image), model.project_text(text), model.scale()
+        said_BT = tokens_BT if said.tokens_BT is None else said.tokens_BT
         losses: dict[str, Tensor] = {}
         if "itm" in terms:
             negatives = hard_negatives(image_BE, text_BE, scale, same_BB, generator)
             losses["itm"] = matching_loss(model, image, text, negatives)[0]
         if "lm" in terms:
-            losses["lm"] = self._next_words(image, text, tokens_BT, said)
+            made = text if said.tokens_BT is None and model.text.causal else None
+            losses["lm"] = self._next_words(image, made, said_BT, said.asked_BT)
         if "mlm" in terms:
-            said_BT = tokens_BT if said.tokens_BT is None else said.tokens_BT
             losses["mlm"] = self._hidden_words(image, said_BT, generator)
         if "mim" in terms:
             losses["mim"] = masked_image_loss(model, pixels_B3SS, generator)
@@ -130,13 +131,11 @@ class MultiTask(nn.Module):
             losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         return Outputs(image_BE, text_BE, scale, losses)
 
-    def _next_words(self, image: Encoded, text: Encoded, tokens_BT: Tensor, said: Said) -> Tensor:
+    def _next_words(self, image: Encoded, made: Encoded | None, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:
         # A causal tower has made this pass for the contrast already (Yu et al. 2022, arXiv:2205.01917, section 3.2).
-        made = self.model.text.causal and said.tokens_BT is None
-        said_BT = tokens_BT if said.tokens_BT is None else said.tokens_BT
-        text = text if made else self.model.text.encode(said_BT, causal=True)
+        text = self.model.text.encode(tokens_BT, causal=True) if made is None else made
         fused = self.model.fuse_encoded(image, text, causal=True)
-        return next_word_loss(self.model.words(fused.text_BTD), said_BT, asked_BT=said.asked_BT)
+        return next_word_loss(self.model.words(fused.text_BTD), tokens_BT, asked_BT=asked_BT)
 
     def _hidden_words(self, image: Encoded, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
         assert self.mask_id is not None
