@@ -25,12 +25,12 @@ import kuberay_peer
 import measured_in_tests
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import BelvedereError
+from belvedere_platform.ports import free_ports
 from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.kinds import MODEL_SERVICE, TRAINING_RUN
 from belvedere_platform.store.kubernetes import KubernetesStore
 from belvedere_platform.store.kubernetes_transport import Transport
 from belvedere_platform.telemetry.benchmark import Row, earlier_rows, result, write_benchmark
-from belvedere_serving.tuning.servers import free_ports
 from ending import end_in_order
 from fleet import (
     NUM_VERSIONS,

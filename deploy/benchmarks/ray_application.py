@@ -18,7 +18,7 @@ from typing import Any
 
 from belvedere_operators.manifests.platform import RAY_ENVIRONMENT
 from belvedere_platform.errors import Unavailable
-from belvedere_serving.tuning.servers import free_ports
+from belvedere_platform.ports import free_ports
 
 HOST = Path(__file__).parent / "ray_host.py"
 ENDING_SECONDS = 60

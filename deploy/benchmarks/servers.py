@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from belvedere_platform.errors import Unavailable
+from belvedere_platform.ports import free_ports
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_repository
 from belvedere_serving.triton.server import Launch, arguments, environment_of, find_installation
-from belvedere_serving.tuning.servers import free_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

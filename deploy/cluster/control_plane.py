@@ -23,8 +23,9 @@ import httpx
 
 from belvedere_operators.executors.identity import INSTANCE_VARIABLE, find_instance, identity_of
 from belvedere_platform.errors import BelvedereError, InvalidInput, Unavailable
+from belvedere_platform.ports import free_ports
 from instance import LOOK_EVERY_SECONDS, START_TIMEOUT_SECONDS, Instance, ProgramEnded, answers, run_command
-from programs import Ports, Program, free_ports, loopback_url, make_certificates, programs
+from programs import Ports, Program, loopback_url, make_certificates, programs
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -73,7 +74,8 @@ class ControlPlane(Instance):
                 return
 
     async def _start(self) -> None:
-        ports = free_ports()
+        clients, peers, api, manager = free_ports(4)
+        ports = Ports(etcd_clients=clients, etcd_peers=peers, api_server=api, controllers=manager)
         self.claim("".join(f"{name} {port}\n" for name, port in vars(ports).items()))
         certificates = make_certificates(self.directory / "certificates")
         etcd, api_server, controllers = programs(self.directory, ports, certificates)

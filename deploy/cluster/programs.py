@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from base64 import b64encode
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +57,6 @@ def make_certificates(folder: Path) -> Certificates:
         admin=authority.issue("admin", "belvedere-admin", groups=("system:masters",)),
         service_accounts=service_account_keys(folder),
     )
-
-
-def free_ports() -> Ports:
-    """Return ports that nobody listens on. All are held until all are chosen, so no two are the same."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        first, second, third, fourth = (each.getsockname()[1] for each in sockets)
-    return Ports(etcd_clients=first, etcd_peers=second, api_server=third, controllers=fourth)
 
 
 def programs(directory: Path, ports: Ports, certificates: Certificates) -> tuple[Program, Program, Program]:

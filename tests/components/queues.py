@@ -19,8 +19,8 @@ import httpx
 import yaml
 
 from belvedere_platform.errors import Conflict, NotFound, NotInstalled
+from belvedere_platform.ports import free_ports
 from belvedere_platform.store.kubernetes_transport import Transport
-from belvedere_serving.tuning.servers import free_ports
 
 SYSTEM, SERVICE, SECRET = "kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta2"

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from belvedere_operators.alerts.webhook import AlertWebhook
 from belvedere_operators.controllers.context import Context, Settings
 from belvedere_operators.controllers.modelservice.controller import model_service_controller
 from belvedere_operators.runtime import Caches, ControlPlane, SystemClock
+from belvedere_platform.ports import free_port
 from belvedere_platform.resources import GatewayRoute
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import CONFIG_MAP, MODEL_SERVICE, PROMETHEUS_RULE
@@ -37,12 +37,6 @@ API = "belvedere.dev/v1alpha1"
 DIGEST = "sha256:" + "c" * 64
 SECRET = "the secret of this test"
 REQUESTS_PER_SECOND = 60
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def make(folder: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from belvedere_operators.controllers.context import Context, Settings
 from belvedere_operators.controllers.endpoints.controller import endpoints_controller
 from belvedere_operators.manifests.ownership import service_labels
 from belvedere_operators.runtime import Caches, ControlPlane, SystemClock
+from belvedere_platform.ports import free_port
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
 
@@ -45,12 +45,6 @@ class Echo:
 
 app = Echo.bind()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

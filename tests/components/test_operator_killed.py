@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -28,6 +27,7 @@ from kubernetes import client, config
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import NotFound
+from belvedere_platform.ports import free_port
 from belvedere_platform.resources.base import API_VERSION
 from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.kinds import (
@@ -78,9 +78,7 @@ class Day:
         self.actors = Actors(self.store, namespace, self.artifacts)
         self.survived = asyncio.Event()
         """Set when the last operator that is killed has been."""
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = int(found.getsockname()[1])
+        self.port = free_port()
 
     async def start(self, kubeconfig: Path | None = None, *more: str) -> asyncio.subprocess.Process:
         """Start an operator and return it when it acts."""

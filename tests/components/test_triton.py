@@ -17,10 +17,10 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from belvedere_platform.artifacts import ArtifactKind, ArtifactStore
+from belvedere_platform.ports import free_ports
 from belvedere_serving.triton.options import RepositoryOptions
 from belvedere_serving.triton.repository import write_repository
 from belvedere_serving.triton.server import tracing_of
-from belvedere_serving.tuning.servers import free_ports
 from conformance import Target, all_checks, counted, infer
 from other_clients import other_clients
 from span_collector import Collector, collecting

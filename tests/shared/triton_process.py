@@ -16,8 +16,8 @@ from types import MappingProxyType
 import pytest
 
 from belvedere_platform.errors import Unavailable
+from belvedere_platform.ports import free_ports
 from belvedere_serving.triton.server import Installation, Launch, arguments, environment_of, find_installation
-from belvedere_serving.tuning.servers import free_ports
 
 
 @dataclass(frozen=True, kw_only=True)

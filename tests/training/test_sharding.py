@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.multiprocessing.spawn import spawn
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import InvalidInput
+from belvedere_platform.ports import free_port
 from belvedere_training import update
 from belvedere_training.checkpoint import part_name, part_of, read_state, write_part
 from belvedere_training.config import RunConfig, resolve
@@ -158,9 +158,7 @@ def found(
     runs: dict[str, RunConfig], artifacts: ArtifactStore, tiny_config: ModelConfig, folder: Path
 ) -> list[dict[str, Any]]:
     """Return what each of two workers found in each run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BELVEDERE_CACHE", str(folder / "cache"))
         spawn(worker, args=(port, folder, artifacts.url, tiny_config, runs), nprocs=2)  # type: ignore[no-untyped-call]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 from collections.abc import Mapping
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from belvedere_operators.executors.process import write_atomically
 from belvedere_operators.manifests.triton import ADDRESS_VARIABLE, OWN_PORTS_ANNOTATION, port_variable
+from belvedere_platform.ports import LOOPBACK, free_ports
 from belvedere_platform.store import Manifest
 
-ADDRESS = "127.0.0.1"
 _FILE = "ports.json"
 
 
@@ -31,7 +30,7 @@ def pod_ports(template: Manifest, directory: Path, *, running: bool) -> dict[str
     known: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
     if set(known) == set(names) and (running or all(_is_free(port) for port in known.values())):
         return known
-    chosen = dict(zip(names, _free_ports(len(names)), strict=True))
+    chosen = dict(zip(names, free_ports(len(names)), strict=True))
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(chosen).encode())
     return chosen
@@ -40,22 +39,14 @@ def pod_ports(template: Manifest, directory: Path, *, running: bool) -> dict[str
 def port_environment(ports: Mapping[str, int]) -> dict[str, str]:
     """Return what a process is told of its ports."""
     told = {port_variable(name): f"{number}" for name, number in ports.items()}
-    return {ADDRESS_VARIABLE: ADDRESS, **told} if told else {}
+    return {ADDRESS_VARIABLE: LOOPBACK, **told} if told else {}
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((ADDRESS, port))
+            probe.bind((LOOPBACK, port))
         except OSError:
             return False
         return True
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind((ADDRESS, 0))
-        return [one.getsockname()[1] for one in sockets]

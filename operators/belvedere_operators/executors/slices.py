@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from belvedere_operators.executors.ports import ADDRESS
 from belvedere_operators.manifests.ownership import MANAGED_BY, owner_reference
 from belvedere_operators.runtime import Key
 from belvedere_platform.errors import NotFound
+from belvedere_platform.ports import LOOPBACK
 from belvedere_platform.store import Manifest, ObjectStore
 from belvedere_platform.store.kinds import DEPLOYMENT, ENDPOINT_SLICE
 
@@ -75,7 +75,7 @@ def endpoint_slice(deployment: Manifest, ordinal: int, address: ReplicaAddress) 
         "addressType": "IPv4",
         "endpoints": [
             {
-                "addresses": [ADDRESS],
+                "addresses": [LOOPBACK],
                 "conditions": {"ready": address.ready, "serving": address.ready, "terminating": False},
             }
         ],

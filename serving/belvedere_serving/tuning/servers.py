@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 
 from belvedere_platform.errors import Unavailable
+from belvedere_platform.ports import free_ports
 from belvedere_serving.tuning.search import Settings
 
 PATIENCE_SECONDS = 180.0
@@ -54,15 +54,6 @@ def triton_server(settings: Settings, *, artifacts: str) -> Iterator[tuple[str, 
     ]
     with _process(words, f"http://127.0.0.1:{http}") as url:
         yield (url,)
-
-
-def free_ports(number: int) -> list[int]:
-    """Return ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextlib.contextmanager

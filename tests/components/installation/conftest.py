@@ -6,12 +6,10 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import pytest
 from belvedere_operators.controlplane.installation import DEFAULT_PORTS, Installation, load_installation
 from belvedere_operators.executors.identity import find_instance
 from belvedere_platform.errors import NotFound
+from belvedere_platform.ports import free_ports
 from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.embedded import EmbeddedStore
 
@@ -41,15 +40,9 @@ def build(args):
 """
 
 
-def free_ports() -> dict[str, int]:
-    """Return a free port for each name, all different."""
-    with ExitStack() as stack:
-        found = {}
-        for name in DEFAULT_PORTS:
-            listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            found[name] = listener.getsockname()[1]
-        return found
+def chosen_ports() -> dict[str, int]:
+    """Return a free port for each name."""
+    return dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
 
 
 def belvedere(*words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -178,7 +171,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     home = tmp_path_factory.mktemp("installation") / "home"
     modules = tmp_path_factory.mktemp("modules")
     (modules / "trivial_application.py").write_text(APPLICATION)
-    ports = free_ports()
+    ports = chosen_ports()
     try:
         belvedere("up", "--home", str(home), *port_flags(ports))
         installation = load_installation(home)

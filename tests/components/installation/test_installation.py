@@ -19,7 +19,7 @@ from belvedere_operators.executors.identity import Identity, find_instance, snap
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import PROMETHEUS_RULE, RAY_JOB, RAY_SERVICE
 
-from .conftest import Running, belvedere, eventually, free_ports, port_flags, ray_service
+from .conftest import Running, belvedere, chosen_ports, eventually, port_flags, ray_service
 
 pytestmark = pytest.mark.slow
 
@@ -213,7 +213,7 @@ def test_readiness_means_it(running: Running) -> None:
 
 
 def test_port_in_use_is_named_with_its_holder_and_nothing_is_started(tmp_path: Path) -> None:
-    ports = free_ports()
+    ports = chosen_ports()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", ports["prometheus"]))
         listener.listen()
@@ -227,7 +227,7 @@ def test_port_in_use_is_named_with_its_holder_and_nothing_is_started(tmp_path: P
 
 def test_interrupted_up_stops_what_it_started(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    words = [str(Path(sys.executable).parent / "belvedere"), "up", "--home", str(home), *port_flags(free_ports())]
+    words = [str(Path(sys.executable).parent / "belvedere"), "up", "--home", str(home), *port_flags(chosen_ports())]
     # A test run that a shell put into the background ignores Ctrl-C, and so would this.
     starting = subprocess.Popen(
         words,

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from belvedere_platform import ports
 from belvedere_platform.resources.gateway_route import GatewayRoute
 from belvedere_serving.gateway.world import World
 
 from .cluster_parts import start
 from .model_server import Faults, ModelServer
-from .running import Gateway, pick_port, route_of, running_gateway, world_of
+from .running import Gateway, route_of, running_gateway, world_of
 from .traffic import Load, eventually, text_inputs
 from .wire import Wire
 
@@ -54,7 +55,7 @@ def inputs() -> Callable[[Any], list[Any]]:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    return pick_port
+    return ports.free_port
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def load(gateway: Gateway, load_on: Callable[[Gateway], Load]) -> Load:
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
     """Start an Envoy with a control plane that knows nothing yet."""
-    port = pick_port()
+    port = ports.free_port()
     async with running_gateway(tmp_path, envoy_dials=port, discovery_port=port) as gateway:
         yield gateway
 
@@ -93,7 +94,7 @@ async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
     """A line to a control plane that is not there yet."""
-    wire = Wire(pick_port())
+    wire = Wire(ports.free_port())
     await wire.open()
     yield wire
     await wire.close()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
 import re
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from typing import Any
 import httpx
 from prometheus_client import CollectorRegistry
 
+from belvedere_platform.ports import free_port
 from belvedere_platform.resources.gateway_route import GatewayRoute
 from belvedere_serving.gateway.bootstrap import EnvoySettings, bootstrap
 from belvedere_serving.gateway.envoy import envoy_command
@@ -27,22 +25,6 @@ from .model_server import ModelServer
 from .traffic import eventually
 
 NAMESPACE, SERVICE = "default", "emoji"
-
-
-# Below those that the system gives to connections: one of them could be taken again before Envoy binds it.
-_PORTS = itertools.cycle(random.sample(range(14_000, 32_000), 18_000))
-
-
-def pick_port() -> int:
-    """Return a port that is free, and was not returned before."""
-    for port in _PORTS:
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError
 
 
 @dataclass(kw_only=True)
@@ -158,10 +140,10 @@ def route_of(weights: dict[str, int], **fields: Any) -> GatewayRoute:
 async def running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int) -> AsyncIterator[Gateway]:
     settings = EnvoySettings(
         node_id="test",
-        gateway_port=pick_port(),
-        admin_port=pick_port(),
+        gateway_port=free_port(),
+        admin_port=free_port(),
         xds_port=envoy_dials,
-        stats_port=pick_port(),
+        stats_port=free_port(),
     )
     file = folder / "envoy.json"
     file.write_text(bootstrap(settings))
@@ -172,7 +154,7 @@ async def running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int
             admin=admin,
             settings=settings,
             registry=registry,
-            tap_port=pick_port(),
+            tap_port=free_port(),
             discovery=Discovery(registry),
             discovery_port=discovery_port,
         )

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from belvedere_operators.commands.up import down, up
 from belvedere_operators.controlplane.installation import DEFAULT_PORTS
 from belvedere_platform.errors import CorruptData, InvalidInput
+from belvedere_platform.ports import free_ports
 
 
 def refusal(*words: str) -> BaseException:
@@ -62,7 +63,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk_is_one_message_and_nothing_is_started(full_disk: Path) -> None:
-    ports = ",".join(f"{name}={40961 + number}" for number, name in enumerate(DEFAULT_PORTS))
+    ports = ",".join(f"{name}={port}" for name, port in zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
     error = refusal("--home", str(full_disk), "--port", ports)
     assert isinstance(error, CorruptData), error
     assert "no space is left for" in str(error)

@@ -22,6 +22,7 @@ from belvedere_operators.controlplane.installation import (
 from belvedere_operators.controlplane.lifecycle import check_ports
 from belvedere_operators.controlplane.ports import conflicts, holders, listening_inodes
 from belvedere_platform.errors import Conflict, CorruptData, InvalidInput, Unavailable
+from belvedere_platform.ports import free_ports
 
 
 def opened(home: Path, **ports: int) -> Installation:
@@ -128,7 +129,7 @@ def test_holder_of_a_port_is_named(tmp_path: Path) -> None:
         assert found.pid == os.getpid()
         assert re.search(r"process \d+ \(.*(python|pytest)", str(found))
         assert conflicts({"xds": port}, own=[os.getpid()]) == {}
-        free = {name: _free_port() for name in DEFAULT_PORTS}
+        free = dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS)), strict=True))
         installation = replace(opened(tmp_path), ports={**free, "xds": port})
         with pytest.raises(Unavailable, match=rf"port {port} \(xds\) is in use by process .*--port xds=PORT"):
             check_ports(installation)
@@ -139,10 +140,3 @@ def test_port_that_is_bound_but_not_listened_on_is_taken() -> None:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         assert port in holders([port])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

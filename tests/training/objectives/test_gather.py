@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from belvedere_platform.ports import free_port
 from belvedere_training.gradcache import Embedded, cached_backward, chunks
 from belvedere_training.objectives.contrastive import alike, contrastive_loss
 from belvedere_training.objectives.gather import gather
@@ -81,9 +81,7 @@ def worker(rank: int, size: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_workers_get_the_gradient_of_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     spawn(worker, args=(2, port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     expected = gradients(0, (ROWS,))
     for rank in (0, 1):
