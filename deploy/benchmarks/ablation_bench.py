@@ -4,11 +4,13 @@ usage: ablation_bench.py --output FILE [--pairs N] [--seeds N] [--only NAME …]
 
 `with_teacher` is no choice taken back but one more: a slow copy whose answers are soft targets. Where the recipe is measured in
 the same run, rows say how much less the recalls of the seeds differ with it, in the student and in the slow copy.
+With $BELVEDERE_BENCH_STATE, a run that has ended is not run again: a benchmark that was cut off goes on with the next one.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +23,7 @@ from rich.table import Table
 from belvedere_platform.resources.training_data import Augmentation, TextChoice
 from belvedere_platform.resources.training_run import Objectives
 from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
-from belvedere_training.config import resolve
+from belvedere_training.config import RunConfig, resolve
 from belvedere_training.data.corpus import load_split
 from belvedere_training.data.sampler import PairSampler
 from belvedere_training.evaluation.retrieval import evaluate
@@ -32,6 +34,7 @@ from belvedere_training.recipe import prepare
 from belvedere_training.world import LocalWorld
 from ending import end_in_order
 from scratch import scratch
+from sliced import STATE
 from training_subject import Subject, prepared, run_config
 
 TEACHER = "with_teacher"
@@ -98,12 +101,26 @@ def _texts(loop: Loop, choice: TextChoice) -> None:
     loader.sampler = PairSampler(loader.corpus, seed=loader.seed, texts=choice)
 
 
-def trained(subject: Subject, name: str, pairs: int, seed: int) -> dict[str, dict[str, float]]:
-    """Return the recalls after a run with this choice, and those of the slow copy where there is one."""
+def recalls(subject: Subject, name: str, pairs: int, seed: int) -> dict[str, dict[str, float]]:
+    """Return the recalls after a run with this choice, and those of the slow copy where there is one; remembered where asked."""
     config = run_config(f"{name.replace('_', '-')}-{seed}", pairs=pairs, seed=seed, precision="fp32")
     if name == TEACHER:
         config = config.model_copy(update={"objectives": Objectives(distillation=SHARE)})
-    loop = prepare(resolve(config, subject.store), subject.store, LocalWorld())
+    config = resolve(config, subject.store)
+    if STATE is None:
+        return trained(subject, name, config)
+    kept = STATE / "ablation" / f"{config.run.name}-{config.digest().removeprefix('sha256:')[:12]}.json"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(trained(subject, name, config)))
+        part.rename(kept)
+    return json.loads(kept.read_text())  # type: ignore[no-any-return]
+
+
+def trained(subject: Subject, name: str, config: RunConfig) -> dict[str, dict[str, float]]:
+    """Return the recalls after the run, by whose they are."""
+    loop = prepare(config, subject.store, LocalWorld())
     CHOICES[name](loop)
     loop.run()
     splits = {split: load_split(subject.data, split) for split in SPLITS}
@@ -154,7 +171,7 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {}
         assert subject.data.is_dir()
         for name in options.only or CHOICES:
-            runs = [trained(subject, name, options.pairs, seed) for seed in range(options.seeds)]
+            runs = [recalls(subject, name, options.pairs, seed) for seed in range(options.seeds)]
             for of in runs[0]:
                 found[of] = [run[of] for run in runs]
                 made = rows_of(of, found[of], options.pairs)
