@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from belvedere_operators.manifests.platform import RAY_ENVIRONMENT
 from belvedere_platform.errors import Unavailable
 from belvedere_platform.ports import free_ports
+from scratch import scratch
 
 HOST = Path(__file__).parent / "ray_host.py"
 ENDING_SECONDS = 60
@@ -76,28 +76,14 @@ def ray_application(arguments: Mapping[str, Any], *, name: str) -> Iterator[RayA
 @contextlib.contextmanager
 def ray_applications(applications: Mapping[str, Application]) -> Iterator[dict[str, RayApplication]]:
     """Serve several, by name, on one Ray for the time of a with block. Raises Unavailable when it does not start."""
-    temp = tempfile.mkdtemp(prefix="bv-", dir="/tmp")
-    http, grpc, metrics, *own = free_ports(5)
-    # A worker takes any port that is free, so these may be gone when the replica wants them: then it takes the next.
-    ranges = {"HTTP": own[0], "GRPC": own[1]}
-    environment = {
-        **os.environ,
-        **RAY_ENVIRONMENT,
-        "RAY_raylet_start_wait_time_s": "180",
-        # A proxy that has no core to start on within five seconds would be killed.
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        **{f"RAY_SERVE_DIRECT_INGRESS_MIN_{which}_PORT": f"{port}" for which, port in ranges.items()},
-        **{f"RAY_SERVE_DIRECT_INGRESS_MAX_{which}_PORT": f"{port + 49}" for which, port in ranges.items()},
-        "BELVEDERE_CACHE": f"{temp}/cache",
-    }
-    given = {"temp": temp, "http": http, "grpc": grpc, "metrics": metrics}
-    asked = {name: dataclasses.asdict(one) for name, one in applications.items()}
-    with tempfile.TemporaryFile("w+") as log:
+    # Sockets have their place there, and the kernel takes no long path for one.
+    with scratch("bv-ray-", under="/tmp") as temp, tempfile.TemporaryFile("w+") as log:
+        http, grpc, metrics, *own = free_ports(5)
+        given = {"temp": str(temp), "http": http, "grpc": grpc, "metrics": metrics}
+        asked = {name: dataclasses.asdict(one) for name, one in applications.items()}
         process = subprocess.Popen(
             [sys.executable, str(HOST), json.dumps({**given, "applications": asked})],
-            env=environment,
+            env=_environment(temp, first_http=own[0], first_grpc=own[1]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -113,7 +99,23 @@ def ray_applications(applications: Mapping[str, Application]) -> Iterator[dict[s
             yield {name: RayApplication(process, name, ports, metrics) for name, ports in json.loads(line).items()}
         finally:
             _stop(process)
-            shutil.rmtree(temp, ignore_errors=True)
+
+
+def _environment(temp: Path, *, first_http: int, first_grpc: int) -> dict[str, str]:
+    """Return the environment of a Ray. A worker takes any port that is free: where a replica finds its first one gone it takes the next."""
+    ranges = {"HTTP": first_http, "GRPC": first_grpc}
+    return {
+        **os.environ,
+        **RAY_ENVIRONMENT,
+        "RAY_raylet_start_wait_time_s": "180",
+        # A proxy that has no core to start on within five seconds would be killed.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "120",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        **{f"RAY_SERVE_DIRECT_INGRESS_MIN_{which}_PORT": f"{port}" for which, port in ranges.items()},
+        **{f"RAY_SERVE_DIRECT_INGRESS_MAX_{which}_PORT": f"{port + 49}" for which, port in ranges.items()},
+        "BELVEDERE_CACHE": f"{temp}/cache",
+    }
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

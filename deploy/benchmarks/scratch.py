@@ -1,4 +1,4 @@
-"""A benchmark's folder for temporary files. It ends with the benchmark, or, if that was killed, when the next one begins."""
+"""A folder for temporary files, of a benchmark or of a Ray. It ends with its owner, or, if that was killed, when the next one begins."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ OWNER = ".owner"
 
 
 @contextmanager
-def scratch(prefix: str) -> Iterator[Path]:
-    """Give a folder whose name begins so, having removed those like it that belong to nobody any more."""
-    _sweep(prefix)
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+def scratch(prefix: str, *, under: str | None = None) -> Iterator[Path]:
+    """Give a folder whose name begins so, having removed those like it that belong to nobody any more.
+
+    `under`: where, if not where temporary files go; what is left of its owner may still be writing there when it ends.
+    """
+    _sweep(prefix, under or tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=under, ignore_cleanup_errors=True) as folder:
         part = Path(folder, f"{OWNER}.part")
         with part.open("w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)
@@ -26,8 +29,8 @@ def scratch(prefix: str) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _sweep(prefix: str) -> None:
-    for owner in Path(tempfile.gettempdir()).glob(f"{prefix}*/{OWNER}"):
+def _sweep(prefix: str, under: str) -> None:
+    for owner in Path(under).glob(f"{prefix}*/{OWNER}"):
         # It may be someone else's, in use, or be removed at this moment.
         with suppress(OSError), owner.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

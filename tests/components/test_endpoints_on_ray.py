@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from belvedere_operators.runtime import Caches, ControlPlane, SystemClock
 from belvedere_platform.ports import free_port
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import ENDPOINT_SLICE, RAY_SERVICE
+from scratch import scratch
 
 pytestmark = pytest.mark.slow
 
@@ -50,45 +49,44 @@ app = Echo.bind()
 @pytest.fixture(scope="module")
 def dashboard() -> Iterator[str]:
     """A Ray of this test's own; yields the address of its dashboard."""
-    temp = tempfile.mkdtemp(prefix="bv-ep-", dir="/tmp")
-    (Path(temp) / "echo_app.py").write_text(ECHO)
-    port, base = free_port(), random.randrange(20_000, 29_000)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": temp,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_SECONDS),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + 99),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + 100),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + 199),
-    }
-    command = [
-        str(Path(sys.executable).parent / "ray"),
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=4",
-        "--object-store-memory=80000000",
-    ]
-    command += [f"--temp-dir={temp}/ray", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
-    command += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
-    command += [f"--ray-client-server-port={free_port()}", f"--metrics-export-port={free_port()}"]
-    with open(f"{temp}/out", "wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
-    try:
-        wait_for_dashboard(f"http://127.0.0.1:{port}/api/version", process, Path(temp) / "out")
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with scratch("bv-ep-", under="/tmp") as temp:
+        (temp / "echo_app.py").write_text(ECHO)
+        port, base = free_port(), random.randrange(20_000, 29_000)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(temp),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_SECONDS),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(base),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(base + 99),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(base + 100),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(base + 199),
+        }
+        command = [
+            str(Path(sys.executable).parent / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=4",
+            "--object-store-memory=80000000",
+        ]
+        command += [f"--temp-dir={temp}/ray", "--node-ip-address=127.0.0.1", f"--port={free_port()}"]
+        command += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"]
+        command += [f"--ray-client-server-port={free_port()}", f"--metrics-export-port={free_port()}"]
+        with (temp / "out").open("wb") as out:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-        shutil.rmtree(temp, ignore_errors=True)
+            wait_for_dashboard(f"http://127.0.0.1:{port}/api/version", process, temp / "out")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(10)
 
 
 def wait_for_dashboard(url: str, process: subprocess.Popen[bytes], out: Path) -> None:

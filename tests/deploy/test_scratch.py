@@ -40,3 +40,14 @@ def test_what_a_killed_one_left_goes_and_what_is_in_use_stays(tmp_path: Path, mo
         assert left.exists()
     with scratch("belvedere-test-") as own:
         assert {own, nobodys} == set(tmp_path.iterdir())
+
+
+def test_a_folder_at_a_place_of_its_own_is_swept_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for one in (here, there):
+        (one / "belvedere-test-left").mkdir(parents=True)
+        (one / "belvedere-test-left" / ".owner").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    with scratch("belvedere-test-", under=str(there)) as own:
+        assert list(there.iterdir()) == [own]
+        assert (here / "belvedere-test-left").exists()
