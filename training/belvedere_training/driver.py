@@ -53,25 +53,27 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180"
     )  # importing torch on busy cores takes a while
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchTrainer
 
     if not ray.is_initialized():
         start_ray(lambda: ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True))
     if isinstance(workers, tuple):
         _await_coordinator()
     store = ArtifactStore(artifacts_url)
-    storage = checkpoint_root()
-    error_file = f"{storage}/{config.identity}/{ERROR_FILE}"
+    error_file = f"{checkpoint_root()}/{config.identity}/{ERROR_FILE}"
     _remove(error_file)
-    resources = config.workers.resources
-    scaling = ScalingConfig(
-        num_workers=workers,
-        use_gpu=resources.gpu > 0,
-        resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})},
-    )
-    trainer = TorchTrainer(
+    _trainer(config, artifacts_url, workers, error_file).fit()
+    _raise_recorded(error_file)
+    return store.resolve(config.output_tag)
+
+
+def _trainer(config: RunConfig, artifacts_url: str, workers: int | tuple[int, int], error_file: str) -> Any:
+    """Return what runs the recipe in so many workers. To be made when Ray is there, and knows which of its trainers is meant."""
+    from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchTrainer
+
+    storage, resources = checkpoint_root(), config.workers.resources
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "config": config.model_dump(mode="json", by_alias=True),
@@ -79,7 +81,11 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
             "error_file": error_file,
             "evidence": f"{storage}/{config.identity}",
         },
-        scaling_config=scaling,
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=resources.gpu > 0,
+            resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})},
+        ),
         run_config=RayRunConfig(
             name=config.identity,
             storage_path=storage,
@@ -87,9 +93,6 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
             failure_config=FailureConfig(max_failures=config.resume.max_failures),
         ),
     )
-    trainer.fit()
-    _raise_recorded(error_file)
-    return store.resolve(config.output_tag)
 
 
 def start_ray(start: Callable[[], object]) -> None:

@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from belvedere_operators.manifests.ownership import ROLE_LABEL, service_labels
-from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
+from belvedere_operators.manifests.ownership import ROLE_LABEL
+from belvedere_operators.manifests.pods import env_list, pod_template
 from belvedere_operators.manifests.raycluster import RAY_ENVIRONMENT, RAY_VERSION, head_container, worker_container
-from belvedere_operators.manifests.server import on_gpu, replica_resources, server, server_name, spread
-from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_operators.manifests.server import Asked, Server, on_gpu, replica_resources, server_name, spread
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import RAY_SERVICE
 
@@ -42,33 +41,6 @@ CLEANUP_SECONDS = 60
 """How long KubeRay holds a deleted cluster for its Redis to be cleaned up. In a namespace that ends no Job can do so any more."""
 
 
-def ray_service(
-    owner: Manifest,
-    spec: ModelServiceSpec,
-    *,
-    version: str,
-    engine_digest: str,
-    replicas: int,
-    pods: PodSettings,
-    running: Manifest | None = None,
-) -> Manifest:
-    """Return the RayService for a version with so many replicas."""
-    made = server(
-        RAY_SERVICE,
-        owner,
-        spec,
-        version=version,
-        engine_digest=engine_digest,
-        replicas=replicas,
-        running=running,
-        resized=lambda before: _resized(before, replicas),
-        built=lambda: _spec(owner, spec, version, engine_digest, replicas, pods),
-    )
-    if "gcsFaultToleranceOptions" in made["spec"]["rayClusterConfig"]:
-        made["metadata"]["annotations"][CLEANUP_ANNOTATION] = str(CLEANUP_SECONDS)
-    return made
-
-
 def _resized(spec: Mapping[str, Any], replicas: int) -> dict[str, Any]:
     """Return the spec of a RayService with so many replicas and nothing else changed."""
     config = json.loads(spec["serveConfigV2"])
@@ -82,21 +54,14 @@ def _resized(spec: Mapping[str, Any], replicas: int) -> dict[str, Any]:
     }
 
 
-def _spec(
-    owner: Manifest,
-    spec: ModelServiceSpec,
-    version: str,
-    engine_digest: str,
-    replicas: int,
-    pods: PodSettings,
-) -> dict[str, Any]:
-    service, namespace = owner["metadata"]["name"], owner["metadata"]["namespace"]
+def _spec(asked: Asked) -> dict[str, Any]:
+    spec, service, pods = asked.spec, asked.service, asked.pods
     arguments = {
         "service": service,
-        "namespace": namespace,
+        "namespace": asked.owner["metadata"]["namespace"],
         "model": spec.model,
-        "version": version,
-        "engineDigest": engine_digest,
+        "version": asked.version,
+        "engineDigest": asked.engine_digest,
         "artifacts": pods.environment.get("BELVEDERE_ARTIFACTS", ""),
         "maxBatchSize": spec.batching.max_batch_size,
         "batchWaitMilliseconds": spec.batching.wait_milliseconds,
@@ -105,24 +70,22 @@ def _spec(
         **(spec.server.arguments() if spec.server else {}),
     }
     return {
-        "serveConfigV2": _serve_config(service, version, spec, arguments, replicas),
-        "rayClusterConfig": _cluster(spec, service, version, replicas, pods),
+        "serveConfigV2": _serve_config(asked, arguments),
+        "rayClusterConfig": _cluster(asked),
     }
 
 
-def _serve_config(
-    service: str, version: str, spec: ModelServiceSpec, arguments: Mapping[str, Any], replicas: int
-) -> str:
+def _serve_config(asked: Asked, arguments: Mapping[str, Any]) -> str:
     deployment = {
         "name": INGRESS,
-        "num_replicas": replicas,
+        "num_replicas": asked.replicas,
         # How many requests Serve lets in is the application's to say: its own queue must fill first, and refuses in V2.
         "graceful_shutdown_timeout_s": DRAIN_SECONDS,
         "graceful_shutdown_wait_loop_s": 1,
         "ray_actor_options": {
-            "num_cpus": spec.resources.cpu,
+            "num_cpus": asked.spec.resources.cpu,
             "resources": {SLOT: 1},
-            **({"num_gpus": 1} if on_gpu(spec) else {}),
+            **({"num_gpus": 1} if on_gpu(asked.spec) else {}),
         },
     }
     config = {
@@ -130,7 +93,7 @@ def _serve_config(
         "grpc_options": {"port": 9000, "grpc_servicer_functions": [GRPC_SERVICER]},
         "applications": [
             {
-                "name": server_name(service, version),
+                "name": server_name(asked.service, asked.version),
                 "route_prefix": "/",
                 "import_path": APPLICATION,
                 "args": dict(arguments),
@@ -146,8 +109,8 @@ def _text(config: Mapping[str, Any]) -> str:
     return json.dumps(config, indent=1, sort_keys=True)
 
 
-def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, pods: PodSettings) -> dict[str, Any]:
-    labels = service_labels(service, version)
+def _cluster(asked: Asked) -> dict[str, Any]:
+    spec, replicas, pods, labels = asked.spec, asked.replicas, asked.pods, asked.labels
     cpu, memory = spec.resources.cpu, spec.resources.memory
 
     def pod(container: Mapping[str, Any], role: str) -> Manifest:
@@ -184,3 +147,12 @@ def _cluster(spec: ModelServiceSpec, service: str, version: str, replicas: int, 
             }
         ],
     }
+
+
+def _cleanup(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    kept = "gcsFaultToleranceOptions" in spec["rayClusterConfig"]
+    return {CLEANUP_ANNOTATION: f"{CLEANUP_SECONDS}"} if kept else {}
+
+
+ray_service = Server(kind=RAY_SERVICE, built=_spec, resized=_resized, annotations=_cleanup)
+"""Makes the RayService for a version."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
+from belvedere_operators.manifests.pods import PodSettings
 from belvedere_operators.manifests.raycluster import GPU
 from belvedere_platform.resources.model_service import ModelServiceSpec
 from belvedere_platform.store import Kind, Manifest
@@ -21,33 +23,72 @@ def server_name(service: str, version: str) -> str:
     return f"{service}-{version}"
 
 
-def server(
-    kind: Kind,
-    owner: Manifest,
-    spec: ModelServiceSpec,
-    *,
-    version: str,
-    engine_digest: str,
-    replicas: int,
-    running: Manifest | None,
-    resized: Callable[[Mapping[str, Any]], Manifest],
-    built: Callable[[], Manifest],
-) -> Manifest:
-    """Return the server of a version with so many replicas. One that runs what is asked for keeps its pods as they are.
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to serve a version: of which service, with which engine, on how many replicas, in what pods."""
 
-    Otherwise each upgrade of the operator, and each change of the installation's pod defaults, would restart every model.
-    """
-    asked = intent(spec, engine_digest)
-    stays = running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == asked
-    annotations = {CPUS_ANNOTATION: f"{replicas * spec.resources.cpu:g}", INTENT_ANNOTATION: asked}
-    service = owner["metadata"]["name"]
-    labels = service_labels(service, version)
-    return {
-        "apiVersion": kind.api_version,
-        "kind": kind.kind,
-        "metadata": child_metadata(owner, server_name(service, version), labels, annotations),
-        "spec": resized(running["spec"]) if running is not None and stays else built(),
-    }
+    owner: Manifest
+    spec: ModelServiceSpec
+    version: str
+    engine_digest: str
+    replicas: int
+    pods: PodSettings
+
+    @property
+    def service(self) -> str:
+        """Return the name of the service."""
+        name: str = self.owner["metadata"]["name"]
+        return name
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Return the labels of all that serves the version."""
+        return service_labels(self.service, self.version)
+
+
+def _no_more(spec: Mapping[str, Any]) -> Mapping[str, str]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A model server: the kind of object that serves a version on it, what its spec is, and how it gets another number of replicas."""
+
+    kind: Kind
+    built: Callable[[Asked], Manifest]
+    resized: Callable[[Mapping[str, Any], int], Manifest]
+    annotations: Callable[[Mapping[str, Any]], Mapping[str, str]] = _no_more
+    """What an object with this spec is annotated with beside what all are."""
+
+    def __call__(
+        self,
+        owner: Manifest,
+        spec: ModelServiceSpec,
+        *,
+        version: str,
+        engine_digest: str,
+        replicas: int,
+        pods: PodSettings,
+        running: Manifest | None = None,
+    ) -> Manifest:
+        """Return what serves a version with so many replicas. One that runs what is asked for keeps its pods as they are.
+
+        Otherwise each upgrade of the operator, and each change of the installation's pod defaults, would restart every model.
+        """
+        asked = Asked(
+            owner=owner, spec=spec, version=version, engine_digest=engine_digest, replicas=replicas, pods=pods
+        )
+        meant = intent(spec, engine_digest)
+        stays = running is not None and running["metadata"].get("annotations", {}).get(INTENT_ANNOTATION) == meant
+        made = self.resized(running["spec"], replicas) if running is not None and stays else self.built(asked)
+        cpus = f"{replicas * spec.resources.cpu:g}"
+        annotations = {CPUS_ANNOTATION: cpus, INTENT_ANNOTATION: meant, **self.annotations(made)}
+        return {
+            "apiVersion": self.kind.api_version,
+            "kind": self.kind.kind,
+            "metadata": child_metadata(owner, server_name(asked.service, version), asked.labels, annotations),
+            "spec": made,
+        }
 
 
 def intent(spec: ModelServiceSpec, engine_digest: str) -> str:

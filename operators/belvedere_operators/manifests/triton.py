@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from belvedere_operators.manifests.ownership import ROLE_LABEL, child_metadata, service_labels
-from belvedere_operators.manifests.pods import PodSettings, env_list, pod_template
-from belvedere_operators.manifests.server import on_gpu, replica_resources, server, server_name, spread
-from belvedere_platform.resources.model_service import ModelServiceSpec
+from belvedere_operators.manifests.pods import env_list, pod_template
+from belvedere_operators.manifests.server import Asked, Server, on_gpu, replica_resources, server_name, spread
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import DEPLOYMENT, SERVICE
 
@@ -28,40 +27,14 @@ def port_variable(port: str) -> str:
     return f"BELVEDERE_PORT_{port.upper()}"
 
 
-def triton_deployment(
-    owner: Manifest,
-    spec: ModelServiceSpec,
-    *,
-    version: str,
-    engine_digest: str,
-    replicas: int,
-    pods: PodSettings,
-    running: Manifest | None = None,
-) -> Manifest:
-    """Return the Deployment for a version with so many replicas."""
-    return server(
-        DEPLOYMENT,
-        owner,
-        spec,
-        version=version,
-        engine_digest=engine_digest,
-        replicas=replicas,
-        running=running,
-        resized=lambda before: {**before, "replicas": replicas},
-        built=lambda: _spec(spec, owner["metadata"]["name"], version, engine_digest, replicas, pods),
-    )
-
-
-def _spec(
-    spec: ModelServiceSpec, service: str, version: str, engine_digest: str, replicas: int, pods: PodSettings
-) -> Manifest:
-    labels = service_labels(service, version)
+def _spec(asked: Asked) -> Manifest:
+    labels = asked.labels
     role = {ROLE_LABEL: "replica"}
     template = pod_template(
-        _container(spec, version, engine_digest, pods),
+        _container(asked),
         duty="serving",
-        pods=pods,
-        patch=spec.pod,
+        pods=asked.pods,
+        patch=asked.spec.pod,
         labels={**labels, **role},
         spec={
             **spread(labels),
@@ -71,7 +44,7 @@ def _spec(
     annotations = {**template["metadata"].get("annotations", {}), OWN_PORTS_ANNOTATION: "true"}
     template["metadata"]["annotations"] = annotations
     return {
-        "replicas": replicas,
+        "replicas": asked.replicas,
         "selector": {"matchLabels": {**labels, **role}},
         # A new template starts beside the old one, which goes when the new is ready.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
@@ -95,12 +68,17 @@ def triton_service(owner: Manifest, version: str) -> Manifest:
     }
 
 
-def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: PodSettings) -> dict[str, Any]:
+def _resized(spec: Mapping[str, Any], replicas: int) -> Manifest:
+    return {**spec, "replicas": replicas}
+
+
+def _container(asked: Asked) -> dict[str, Any]:
+    spec = asked.spec
     batching, cpu = spec.batching, spec.resources.cpu
     instances = (spec.server.instances if spec.server else None) or 1
     arguments = [
-        *("triton", "serve", engine_digest),
-        *("--model-version", version),
+        *("triton", "serve", asked.engine_digest),
+        *("--model-version", asked.version),
         *("--host", f"$({ADDRESS_VARIABLE})"),
         *(word for name in PORTS for word in (f"--{name}-port", f"$({port_variable(name)})")),
         *("--max-batch-size", f"{batching.max_batch_size}"),
@@ -119,7 +97,7 @@ def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: P
         "name": "triton",
         "command": ["belvedere"],
         "args": arguments,
-        "env": env_list({**pods.environment, **told}),
+        "env": env_list({**asked.pods.environment, **told}),
         "ports": [{"name": name, "containerPort": number} for name, number in PORTS.items()],
         "resources": replica_resources(cpu, spec.resources.memory, gpu=on_gpu(spec)),
         "readinessProbe": {
@@ -129,3 +107,7 @@ def _container(spec: ModelServiceSpec, version: str, engine_digest: str, pods: P
             "failureThreshold": 3,
         },
     }
+
+
+triton_deployment = Server(kind=DEPLOYMENT, built=_spec, resized=_resized)
+"""Makes the Deployment for a version."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from belvedere_platform.cli.options import artifact_store, artifacts_option, output_option
 from belvedere_platform.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from belvedere_training.compression.measure import Measured
 
 _WAYS = ("prune", "channels", "int8-dynamic", "int8-static", "int8-trained", "distil")
 
@@ -38,7 +41,6 @@ def compress(
     **given: Any,
 ) -> None:
     """Prune, quantize or distil the MODEL (a tag or digest), and compare size, latency and recall with the original."""
-    from belvedere_platform.cli.rendering import table
     from belvedere_training.commands.data import dataset_folder
     from belvedere_training.compression.publish import publish_compressed
     from belvedere_training.compression.run import PUBLISHED, CompressOptions, study
@@ -57,9 +59,12 @@ def compress(
     found, models = study(load_artifact(store, digest), dataset_folder(reference), options, split=split)
     if tag is not None:
         publish_compressed(store, digest, models[ways[0]], found[-1], tag)
-    if output == "json":
-        click.echo(json.dumps([one.document() for one in found]))
-        return
+    click.echo(json.dumps([one.document() for one in found]) if output == "json" else _table(found))
+
+
+def _table(found: list[Measured]) -> str:
+    from belvedere_platform.cli.rendering import table
+
     names = list(found[0].recall)
     rows = [
         (
@@ -72,4 +77,4 @@ def compress(
         )
         for one in found
     ]
-    click.echo(table(("MODEL", "MB", "PACKED MB", "16 IMAGES MS", "16 TEXTS MS", *names), rows))
+    return table(("MODEL", "MB", "PACKED MB", "16 IMAGES MS", "16 TEXTS MS", *names), rows)

@@ -14,7 +14,7 @@ from belvedere_operators.controllers.modelservice.status import decision_record
 from belvedere_operators.controllers.modelservice.workers import resize
 from belvedere_operators.runtime import EventRecorder
 from belvedere_platform.errors import NotFound, NotInstalled
-from belvedere_platform.resources.model_service import ModelServiceStatus
+from belvedere_platform.resources.model_service_status import ModelServiceStatus
 from belvedere_platform.store import Manifest, ObjectStore
 from belvedere_platform.store.admission import kind_of
 from belvedere_platform.store.kinds import DEPLOYMENT, SERVICE

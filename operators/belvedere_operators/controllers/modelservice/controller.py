@@ -18,7 +18,7 @@ from belvedere_operators.controllers.status import write_status
 from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL
 from belvedere_operators.runtime import After, Controller, EventRecorder, Key, Terminal, Watched, label_keys
 from belvedere_platform.errors import CorruptData
-from belvedere_platform.resources.model_service import ModelServiceStatus
+from belvedere_platform.resources.model_service_status import ModelServiceStatus
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import (
     CONFIG_MAP,

@@ -18,7 +18,7 @@ from belvedere_operators.delivery.scaling import Scale
 from belvedere_operators.manifests.ownership import child_metadata, service_labels
 from belvedere_platform.errors import CorruptData
 from belvedere_platform.resources.base import Part
-from belvedere_platform.resources.model_service import EvidenceSummary
+from belvedere_platform.resources.model_service_status import EvidenceSummary
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import CONFIG_MAP
 

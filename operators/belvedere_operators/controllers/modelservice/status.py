@@ -13,7 +13,7 @@ from belvedere_operators.controllers.modelservice.state import State
 from belvedere_operators.delivery.evidence import Evidence
 from belvedere_operators.manifests.ownership import ROLE_LABEL, SERVICE_LABEL
 from belvedere_operators.runtime import timestamp
-from belvedere_platform.resources.model_service import (
+from belvedere_platform.resources.model_service_status import (
     DecisionRecord,
     ModelServiceStatus,
     RolloutState,
