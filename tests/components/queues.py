@@ -24,7 +24,7 @@ from belvedere_platform.store.kubernetes_transport import Transport
 
 SYSTEM, SERVICE, SECRET = "kueue-system", "kueue-webhook-service", "kueue-webhook-server-cert"
 QUEUES = "/apis/kueue.x-k8s.io/v1beta2"
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 120.0
 # What is not asked for is left out: without pods and Deployments their webhooks would only have to be answered.
 ADMITTED = ("kueue.x-k8s.io", "ray.io")
 CONVERTED = ("localqueues", "clusterqueues", "cohorts", "workloads", "multikueueclusters")
@@ -65,7 +65,7 @@ class Kueue:
             await self._transport.close()
 
     async def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
 
             async def ready() -> bool:
                 assert process.poll() is None, (self._folder / "kueue.log").read_text()[-2000:]

@@ -37,6 +37,7 @@ API = "belvedere.dev/v1alpha1"
 DIGEST = "sha256:" + "c" * 64
 SECRET = "the secret of this test"
 REQUESTS_PER_SECOND = 60
+PATIENCE_SECONDS = 120.0
 
 
 def make(folder: Path) -> None:
@@ -113,15 +114,15 @@ async def running(*command: str, ready: str, log: Path) -> AsyncIterator[asyncio
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
     try:
-        async with httpx.AsyncClient() as client:
-            for _ in range(300):
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as client:
+            for _ in range(round(10 * PATIENCE_SECONDS)):
                 assert process.returncode is None, said(log)
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get(ready)).status_code == 200:
                         break
                 await asyncio.sleep(0.1)
             else:
-                pytest.fail(f"{command[0]} was not ready in 30 s: {said(log)}")
+                pytest.fail(f"{command[0]} was not ready in {PATIENCE_SECONDS:g} s: {said(log)}")
         yield process
     finally:
         if process.returncode is None:
@@ -229,18 +230,22 @@ async def add_version(store: EmbeddedStore, version: str) -> None:
     )
 
 
-async def until(store: EmbeddedStore, holds: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
+async def until(store: EmbeddedStore, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Return the status of the service once it is as wished."""
     seen: dict[str, Any] = {}
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             listing = await store.list(MODEL_SERVICE, "shop")
+            for one in listing.items:
+                seen = one.get("status", {})
+                if holds(seen):
+                    return seen
             async for event in store.watch(MODEL_SERVICE, "shop", resource_version=listing.resource_version):
                 seen = event.object.get("status", {})
                 if holds(seen):
                     return seen
     except TimeoutError:
-        pytest.fail(f"not within {seconds} s; the status is {seen}")
+        pytest.fail(f"not within {PATIENCE_SECONDS:g} s; the status is {seen}")
     raise AssertionError("the watch ended")
 
 
@@ -300,11 +305,11 @@ async def test_a_failing_candidate_is_aborted_by_its_alert(tmp_path: Path) -> No
         for version in ("v1", "v2"):
             await add_version(store, version)
         await store.apply(service("v1"), field_manager="test")
-        await until(store, lambda status: (status.get("stable") or {}).get("routableReplicas") == 1, 30)
+        await until(store, lambda status: (status.get("stable") or {}).get("routableReplicas") == 1)
         await store.apply(service("v2"), field_manager="test")
-        await until(store, phase_is("Progressing"), 30)
+        await until(store, phase_is("Progressing"))
         started = time.monotonic()
-        status = await until(store, phase_is("Aborted"), 60)
+        status = await until(store, phase_is("Aborted"))
         took_seconds = time.monotonic() - started
         copying.cancel()
         abort = next(one for one in status["decisions"] if one["decision"] == "Abort")
@@ -332,10 +337,10 @@ async def test_alertmanager_with_the_wrong_secret_is_not_heard(tmp_path: Path) -
         )
         port = await stack.enter_async_context(alertmanager(tmp_path / "alertmanager", webhook_port, "another secret"))
         labels = {"alertname": "A", "namespace": "shop", "service": "search", "belvedere_action": "abort"}
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_SECONDS) as client:
             posted = await client.post(f"http://127.0.0.1:{port}/api/v2/alerts", json=[{"labels": labels}])
             assert posted.status_code == 200
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             assert await answered.get() == 401
         names = [one["metadata"]["name"] for one in (await store.list(CONFIG_MAP, "shop")).items]
         assert "search-alerts" not in names

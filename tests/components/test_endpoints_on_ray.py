@@ -95,7 +95,7 @@ def wait_for_dashboard(url: str, process: subprocess.Popen[bytes], out: Path) ->
         if process.poll() is not None:
             pytest.fail(f"Ray did not start: {out.read_text()[-2000:]}")
         try:
-            if httpx.get(url, trust_env=False).is_success:
+            if httpx.get(url, timeout=20, trust_env=False).is_success:
                 return
         except httpx.TransportError:
             time.sleep(0.5)
@@ -170,7 +170,7 @@ async def world(dashboard: str, tmp_path: Path) -> AsyncIterator[World]:
     context = Context(store=store, caches=caches, clock=clock, settings=settings)
     plane = ControlPlane(caches, [endpoints_controller(context)])
     running = asyncio.create_task(plane.run())
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         yield World(store, dashboard, http)
     plane.stop()
     await running

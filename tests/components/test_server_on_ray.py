@@ -46,7 +46,7 @@ class Server:
 
     def infer(self, protocol: str, model: str, name: str, values: list[bytes]) -> np.ndarray:
         if protocol == "http":
-            client: Any = triton_http.InferenceServerClient(f"127.0.0.1:{self.http}{PREFIX}", network_timeout=30)
+            client: Any = triton_http.InferenceServerClient(f"127.0.0.1:{self.http}{PREFIX}", network_timeout=60)
             tensor: Any = triton_http.InferInput(name, [len(values)], "BYTES")
         else:
             client = triton_grpc.InferenceServerClient(f"127.0.0.1:{self.grpc}")
@@ -182,7 +182,7 @@ def test_errors_have_their_code(
 def test_malformed_bodies_get_a_v2_error(server: Server, body: bytes, headers: dict[str, str]) -> None:
     request = urllib.request.Request(server.url("/v2/models/embed_text/infer"), body, headers, method="POST")
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=20)
+        urllib.request.urlopen(request, timeout=60)
     with caught.value as error:
         assert error.code == 400
         assert json.load(error)["error"]
@@ -209,7 +209,7 @@ def test_one_bad_text_among_many_fails_alone(server: Server, expected: Any) -> N
 
 def test_probes_answer_below_the_prefix(server: Server) -> None:
     for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/embed_text/versions/v1/ready", "/v2"):
-        with urllib.request.urlopen(server.url(path), timeout=20) as answer:
+        with urllib.request.urlopen(server.url(path), timeout=60) as answer:
             assert answer.status == 200
 
 
@@ -331,17 +331,20 @@ def test_no_replica_was_harmed(served: dict[str, RayApplication]) -> None:
 
 
 def test_what_was_served_is_counted(server: Server) -> None:
-    """Ray exports once in a while, and not all at once: this waits until all is there, for no longer than a minute."""
+    """Ray exports once in a while, and not all at once: this waits until all is there, for no longer than two minutes."""
     import time
 
-    deadline = time.monotonic() + 60
+    server.infer("grpc", EMBED_TEXT, "TEXT", [b"red apple"])
+    with pytest.raises(InferenceServerException):
+        server.infer("grpc", EMBED_TEXT, "TEXT", [b"red flag"])
+    deadline = time.monotonic() + 120
     while missing := _uncounted(server):
         assert time.monotonic() < deadline, missing
         time.sleep(0.5)
 
 
 def _uncounted(server: Server) -> list[str]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     lines = [line for line in text.splitlines() if line.startswith("ray_belvedere_server_")]
     names = (

@@ -164,7 +164,7 @@ def test_generate_gives_a_whole_text_and_its_stream_the_parts(
 def _post(url: str, body: dict[str, Any]) -> str:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return str(answer.read().decode())
     except urllib.error.HTTPError as error:
         pytest.fail(f"{url} answered {error.code}: {error.read().decode()[:500]}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 
 from aiohttp import web
 
 from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import NotFound
 from belvedere_platform.store import Kind, Manifest, ObjectStore
 from belvedere_platform.store.kinds import JOB, RAY_JOB, RAY_SERVICE
 
@@ -29,7 +31,8 @@ class Actors:
             for kind, act in ((RAY_JOB, self._ray_job), (JOB, self._job), (RAY_SERVICE, self._ray_service)):
                 for one in (await self._store.list(kind, self._namespace)).items:
                     if not (one.get("status") or {}).get("acted") and "deletionTimestamp" not in one["metadata"]:
-                        await act(one)
+                        with contextlib.suppress(NotFound):  # it went meanwhile
+                            await act(one)
             await asyncio.sleep(0.2)
 
     async def _status(self, kind: Kind, one: Manifest, status: Manifest) -> None:

@@ -46,7 +46,7 @@ class Target:
     def client(self, protocol: str) -> Any:
         """Return Triton's blocking client."""
         if protocol == "http":
-            return triton_http.InferenceServerClient(self.http, network_timeout=30, connection_timeout=30)
+            return triton_http.InferenceServerClient(self.http, network_timeout=60, connection_timeout=60)
         return triton_grpc.InferenceServerClient(self.grpc)
 
 
@@ -232,7 +232,7 @@ def server_and_models_are_ready(target: Target) -> None:
         ):
             assert look(target, protocol, question, *arguments) is expected, (protocol, question, arguments)
     with grpc.insecure_channel(target.grpc) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -317,7 +317,7 @@ def post(target: Target, path: str, body: bytes, headers: dict[str, str] | None 
     """POST and return status and body, whatever the status."""
     request = urllib.request.Request(f"http://{target.http}{path}", body, headers or {}, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:

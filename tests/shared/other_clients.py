@@ -40,7 +40,7 @@ def reflection_is_enough_to_infer(target: Target) -> None:
             request_serializer=request_kind.SerializeToString,
             response_deserializer=answer_kind.FromString,
         )
-        answer: Any = infer_unary(request_kind(model_name="embed_text", inputs=[given]), timeout=20)
+        answer: Any = infer_unary(request_kind(model_name="embed_text", inputs=[given]), timeout=60)
     assert list(answer.outputs[0].shape) == [1, target.dimension]
 
 

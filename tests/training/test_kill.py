@@ -38,7 +38,7 @@ def test_a_killed_run_ends_as_the_unbroken_one_does_and_loses_no_more_than_a_che
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     ends = json.loads(done.stdout.splitlines()[-1])
     assert ends == [0, *[-signal.SIGKILL] * KILLS, *[0] * KILLS], done.stderr

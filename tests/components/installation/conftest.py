@@ -72,7 +72,7 @@ class Running:
 
     def get_json(self, port: str, path: str) -> Any:
         """GET from a part."""
-        answer = httpx.get(self.installation.url(port) + path, timeout=10, trust_env=False)
+        answer = httpx.get(self.installation.url(port) + path, timeout=60, trust_env=False)
         answer.raise_for_status()
         return answer.json()
 
@@ -101,7 +101,7 @@ class Running:
         asyncio.run(work())
 
     def until(
-        self, kind: Kind, name: str, holds: Callable[[Manifest], Any], *, timeout_seconds: float = 90
+        self, kind: Kind, name: str, holds: Callable[[Manifest], Any], *, timeout_seconds: float = 180
     ) -> Manifest:
         """Wait until an object is as wished."""
         seen: Manifest = {}

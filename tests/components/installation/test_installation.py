@@ -123,7 +123,9 @@ def test_ray_services_share_one_serve_and_change_alone(running: Running) -> None
         if group["app_name"] == "default.first" and group["protocol"] == "HTTP"
         for target in group["targets"]
     ]
-    answers = [httpx.get(f"http://127.0.0.1:{port}/default.first", trust_env=False).json() for port in ports]
+    answers = [
+        httpx.get(f"http://127.0.0.1:{port}/default.first", timeout=60, trust_env=False).json() for port in ports
+    ]
     assert {answer["pid"] for answer in answers} == set(grown.values())
 
     broken = ray_service(running, "second")
@@ -209,7 +211,7 @@ def test_readiness_means_it(running: Running) -> None:
     assert said["ready"]
     assert {"store", "control plane", "ray", "envoy", "gateway", "prometheus", "alertmanager"} == set(said["parts"])
     alerts = running.installation.url("operator") + "/alerts"
-    assert httpx.post(alerts, json={}, trust_env=False).status_code == 401
+    assert httpx.post(alerts, json={}, timeout=60, trust_env=False).status_code == 401
 
 
 def test_port_in_use_is_named_with_its_holder_and_nothing_is_started(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ class Faults:
     """What a model server does wrong, and how long it takes."""
 
     delay_seconds: float = 0
+    held: bool = False
+    """Answer nothing over HTTP until somebody sets `released`."""
     http_status: int = 200
     grpc_status: grpc.StatusCode = grpc.StatusCode.OK
     reset: bool = False
@@ -47,6 +49,7 @@ class ModelServer:
     grpc_port: int = 0
     grpc_server: Any = None
     hanging_up: asyncio.Task[None] | None = None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def replica(self) -> Replica:
@@ -108,7 +111,10 @@ class ModelServer:
         self.paths.append(request.raw_path)
         try:
             body = await request.read()
+            held = self.faults.held
             await asyncio.sleep(self.faults.delay_seconds)
+            if held:
+                await self.released.wait()
         finally:
             self.num_in_flight -= 1
         if self.faults.reset:

@@ -25,6 +25,8 @@ from .model_server import ModelServer
 from .traffic import eventually
 
 NAMESPACE, SERVICE = "default", "emoji"
+PATIENCE_SECONDS = 60
+"""What a busy machine may take to answer or to end; httpx alone gives up after five."""
 
 
 @dataclass(kw_only=True)
@@ -136,6 +138,18 @@ def route_of(weights: dict[str, int], **fields: Any) -> GatewayRoute:
     return GatewayRoute.model_validate(document)
 
 
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End Envoy; one that does not go is killed, and fails the test."""
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), PATIENCE_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+
+
 @asynccontextmanager
 async def running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int) -> AsyncIterator[Gateway]:
     settings = EnvoySettings(
@@ -148,7 +162,7 @@ async def running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int
     file = folder / "envoy.json"
     file.write_text(bootstrap(settings))
     registry = CollectorRegistry()
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.admin_port}") as admin:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.admin_port}", timeout=PATIENCE_SECONDS) as admin:
         gateway = Gateway(
             port=settings.gateway_port,
             admin=admin,
@@ -165,9 +179,7 @@ async def running_gateway(folder: Path, *, envoy_dials: int, discovery_port: int
             try:
                 yield gateway
             finally:
-                if process.returncode is None:
-                    process.terminate()
-                await asyncio.wait_for(process.wait(), 10)
+                await _end(process)
                 print((folder / "envoy.log").read_text()[-6000:])
         finally:
             # A server that is left running fails whichever test it is collected in, or hangs it: gRPC then joins its threads.

@@ -145,7 +145,7 @@ class Seen:
 
 @pytest.fixture
 async def seen(processes: Processes, until: Any) -> AsyncIterator[Seen]:
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         yield Seen(processes, client, until)
 
 
@@ -198,7 +198,7 @@ async def test_the_gateway_follows_the_store_through_kills_and_bad_routes(
 
     for process in (control, envoy):
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     await store.close()
 
 
@@ -206,7 +206,7 @@ async def test_a_port_in_use_is_one_clear_sentence(processes: Processes, free_po
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", processes.ports["xds"])
     try:
         process = await processes.serve()
-        assert await asyncio.wait_for(process.wait(), 30) == 5
+        assert await asyncio.wait_for(process.wait(), 120) == 5
     finally:
         server.close()
         await server.wait_closed()

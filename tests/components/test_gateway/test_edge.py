@@ -62,7 +62,7 @@ class Edge:
         await self._until(shows, f"answers of {version}", 60)
         took = asyncio.get_running_loop().time() - began
         # The other version's last answers are on their way.
-        await self.load.more(20)
+        await self.load.only(version)
         return took
 
     async def answers_of_two(self) -> bool:

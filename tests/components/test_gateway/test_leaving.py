@@ -16,7 +16,7 @@ async def test_metrics_and_readiness_are_open_and_the_switches_are_not(
     gateway: Any, route: Any, servers: Any, until: Any
 ) -> None:
     await gateway.put(route({"v1": 100}), await servers("v1"))
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.settings.stats_port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.settings.stats_port}", timeout=60) as client:
 
         async def is_ready() -> bool:
             try:
@@ -30,39 +30,57 @@ async def test_metrics_and_readiness_are_open_and_the_switches_are_not(
             assert (await client.post(closed)).status_code == 404
 
 
-async def test_draining_waits_for_what_was_asked_and_still_takes_what_comes(
-    gateway: Any, route: Any, servers: Any, load: Any
-) -> None:
-    server = await servers("v1", delay_seconds=0.2)
-    await gateway.put(route({"v1": 100}), server)
-    load.start(4)
-    await load.more(20)
+async def start_draining(gateway: Any, shortest_seconds: int, longest_seconds: int) -> asyncio.subprocess.Process:
     program = "from belvedere_platform.cli.main import main; main()"
-    draining = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, "gateway", "drain",
-        f"--admin-port={gateway.settings.admin_port}", "--shortest-seconds=1", "--longest-seconds=30",
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, "gateway", "drain", f"--admin-port={gateway.settings.admin_port}",
+        f"--shortest-seconds={shortest_seconds}", f"--longest-seconds={longest_seconds}",
+        stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    await load.more(20)
-    assert draining.returncode is None, "it does not wait for requests that are in flight"
-    await load.stop()
-    assert await asyncio.wait_for(draining.wait(), 20) == 0
+
+
+def held_request(gateway: Any, client: httpx.AsyncClient) -> asyncio.Task[httpx.Response]:
+    """Ask what is not answered before the server is told to."""
+    body = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]}
+    return asyncio.create_task(client.post(f"http://{gateway.address}/v2/models/embed_text/infer", json=body))
+
+
+async def test_draining_waits_for_what_was_asked_and_still_takes_what_comes(
+    gateway: Any, route: Any, servers: Any, load: Any, until: Any
+) -> None:
+    server = await servers("v1", held=True)
+    await gateway.put(route({"v1": 100}, routing={"timeoutSeconds": 300}), server)
+    async with httpx.AsyncClient(timeout=300) as client:
+        held = held_request(gateway, client)
+        await gateway.until("http.gateway.downstream_rq_active: 1", "/stats")
+        server.faults.held = False
+        load.start(4)
+        draining = await start_draining(gateway, shortest_seconds=1, longest_seconds=300)
+
+        async def clients_are_told() -> bool:
+            answer = await client.get(f"http://{gateway.address}/v2/health/ready")
+            return answer.headers.get("connection") == "close"
+
+        await until(clients_are_told, "a client to be sent elsewhere")
+        await load.more(20)
+        assert draining.returncode is None, "it does not wait for requests that are in flight"
+        await load.stop()
+        server.released.set()
+        assert (await held).status_code == 200
+    assert await asyncio.wait_for(draining.wait(), 60) == 0
     assert load.errors == {}
     assert server.num_in_flight == 0
 
 
 async def test_draining_gives_up_in_the_end_and_says_how_many_were_left(gateway: Any, route: Any, servers: Any) -> None:
-    await gateway.put(route({"v1": 100}), await servers("v1", delay_seconds=6))
-    async with httpx.AsyncClient(timeout=20) as client:
-        body = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]}
-        slow = asyncio.create_task(client.post(f"http://{gateway.address}/v2/models/embed_text/infer", json=body))
+    server = await servers("v1", held=True)
+    await gateway.put(route({"v1": 100}, routing={"timeoutSeconds": 300}), server)
+    async with httpx.AsyncClient(timeout=300) as client:
+        held = held_request(gateway, client)
         await gateway.until("http.gateway.downstream_rq_active: 1", "/stats")
-        program = "from belvedere_platform.cli.main import main; main()"
-        draining = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", program, "gateway", "drain",
-            f"--admin-port={gateway.settings.admin_port}", "--shortest-seconds=0", "--longest-seconds=0",
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        draining = await start_draining(gateway, shortest_seconds=0, longest_seconds=0)
         _, said = await draining.communicate()
         assert draining.returncode == 5
         assert "1 requests were not answered within 0 s" in said.decode()
-        assert (await slow).status_code == 200
+        server.released.set()
+        assert (await held).status_code == 200

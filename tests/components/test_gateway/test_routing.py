@@ -41,7 +41,7 @@ async def test_a_service_is_found_by_header_host_path_and_default(gateway: Any, 
     server = await servers("v1", prefix="/app")
     await gateway.put(route({"v1": 100}, routing={"default": False, "hosts": ["emoji.example"]}), server)
     base = f"http://{gateway.address}"
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
 
         async def ready(path: str = "", **headers: str) -> httpx.Response:
             return await client.get(f"{base}{path}/v2/health/ready", headers=headers)
@@ -79,7 +79,7 @@ async def test_a_version_without_replicas_gets_nothing_and_none_at_all_says_so(
 
     gateway.publish(world(route({"v1": 40, "v2": 60})))
     await gateway.until("has no ready replica", "/config_dump?resource=dynamic_route_configs")
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         answer = await client.get(f"http://{gateway.address}/v2/health/ready")
     assert answer.status_code == 503
     assert answer.json()["error"] == "service default/emoji has no ready replica"
@@ -109,6 +109,6 @@ async def test_clients_cannot_steer_the_gateway_by_header(gateway: Any, servers:
     server = await servers("v1", http_status=503)
     await gateway.put(route({"v1": 100}), server)
     steering = {"x-envoy-retry-on": "5xx", "x-envoy-max-retries": "5"}
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         answer = await client.post(f"http://{gateway.address}/v2/models/embed_text/infer", json={}, headers=steering)
     assert (answer.status_code, answer.json(), server.num_http) == (503, {"error": "told to fail"}, 1)

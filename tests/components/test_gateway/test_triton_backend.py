@@ -135,7 +135,7 @@ async def answers(address: str) -> bool:
     """Whether a request gets through."""
     import httpx
 
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         try:
             found = await client.get(f"http://{address}/v2/models/embed_text/ready")
         except httpx.HTTPError:

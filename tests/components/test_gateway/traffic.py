@@ -52,6 +52,16 @@ class Load:
         wanted = self.num_answers + num_answers
         await eventually(lambda: _now(self.num_answers >= wanted), f"{num_answers} more answers", 60)
 
+    async def only(self, version: str, num_answers: int = 20) -> None:
+        """Wait until so many answers in a row are of one version: Envoy's threads hear of a change one after the other."""
+
+        async def settled() -> bool:
+            others = self.num_answers - self.answers["ok", version]
+            await self.more(num_answers)
+            return self.num_answers - self.answers["ok", version] == others
+
+        await eventually(settled, f"none but {version} to answer")
+
     async def stop(self) -> None:
         self.stopping = True
         await asyncio.gather(*self.tasks)

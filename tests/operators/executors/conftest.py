@@ -20,6 +20,9 @@ from belvedere_operators.runtime import Caches, ControlPlane, Runnable, SystemCl
 from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.embedded import EmbeddedStore
 
+PATIENCE_SECONDS = 90
+"""What real processes may take on a busy machine."""
+
 
 @dataclass(kw_only=True)
 class World:
@@ -53,7 +56,7 @@ class World:
         return await self.store.apply(manifest, field_manager="test")
 
     async def until(
-        self, kind: Kind, name: str, holds: Callable[[Manifest], Any], *, timeout_seconds: float = 20
+        self, kind: Kind, name: str, holds: Callable[[Manifest], Any], *, timeout_seconds: float = PATIENCE_SECONDS
     ) -> Manifest:
         """Wait until an object is as wished."""
         listing = await self.store.list(kind, "default")
@@ -73,7 +76,7 @@ class World:
             raise AssertionError(f"{kind.kind} {name} did not become as wished: {seen.get('status')}") from None
         raise AssertionError("the watch ended")
 
-    async def gone(self, identities: set[Identity], *, timeout_seconds: float = 20) -> None:
+    async def gone(self, identities: set[Identity], *, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until processes have ended."""
         for identity in identities:
             assert await wait_gone(identity, timeout_seconds)
@@ -84,7 +87,7 @@ class World:
 
     async def grown_to(self, num_processes: int) -> set[Identity]:
         """Wait until so many processes run: a command comes a moment after its supervisor."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while len(found := self.running()) != num_processes:  # noqa: ASYNC110 - other processes, no event
                 await asyncio.sleep(0.01)
         return found

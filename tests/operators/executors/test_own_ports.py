@@ -53,7 +53,7 @@ def port_of(slice_: Manifest) -> int:
 
 
 def status_of(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
         return int(answer.status)
 
 

@@ -18,6 +18,8 @@ from belvedere_operators.executors.process import Command, Empty, Exited, Runnin
 from belvedere_platform.errors import InvalidInput, Unavailable
 
 INSTANCE = f"test-{os.getpid()}"
+PATIENCE_SECONDS = 90
+"""What a real process may take on a busy machine."""
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def command(tmp_path: Path, *arguments: str, **fields: str) -> Command:
 
 async def ended(slot: Slot) -> Exited:
     """Wait for the end, looking again as a controller does when the slot is between two states."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 observation = slot.observe()
@@ -52,7 +54,7 @@ async def ended(slot: Slot) -> Exited:
             await wait_gone(observation.identity)
 
 
-def line_of(path: Path, timeout_seconds: float = 20) -> str:
+def line_of(path: Path, timeout_seconds: float = PATIENCE_SECONDS) -> str:
     """Wait for the first whole line of a file."""
     deadline = time.monotonic() + timeout_seconds
     while time.monotonic() < deadline:
@@ -120,7 +122,7 @@ async def test_stop_lets_the_command_end_in_its_own_way(slot: Slot, tmp_path: Pa
     script = f"trap 'echo bye; exit 3' TERM; echo up > {tmp_path}/up; while :; do sleep 0.05; done"
     slot.start(command(tmp_path, "sh", "-c", script), now=0)
     line_of(tmp_path / "up")
-    await slot.stop(grace_seconds=20)
+    await slot.stop(grace_seconds=PATIENCE_SECONDS)
     assert (await ended(slot)).code == 3
     assert "bye" in (tmp_path / "logs/it.log").read_text()
 

@@ -13,6 +13,7 @@ import pytest
 from belvedere_operators.executors.deployment import deployment_executor
 from belvedere_operators.executors.identity import Identity
 from belvedere_operators.executors.job import job_executor
+from belvedere_platform.ports import free_port
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import DEPLOYMENT, JOB
 
@@ -125,13 +126,11 @@ async def test_template_change_replaces_the_process(world: World) -> None:
         await wait_for_text(world, "one\ntwo\n")
 
 
-async def test_readiness_probe_is_honoured(world: World, unused_tcp_port: int) -> None:
-    script = (
-        f"while [ ! -e {world.home}/go ]; do sleep 0.05; done; "
-        f"exec python3 -m http.server --bind 127.0.0.1 {unused_tcp_port}"
-    )
+async def test_readiness_probe_is_honoured(world: World) -> None:
+    port = free_port()
+    script = f"while [ ! -e {world.home}/go ]; do sleep 0.05; done; exec python3 -m http.server --bind 127.0.0.1 {port}"
     probe = {"httpGet": {"path": "/", "port": "web"}, "periodSeconds": 1}
-    container = {"ports": [{"name": "web", "containerPort": unused_tcp_port}], "readinessProbe": probe}
+    container = {"ports": [{"name": "web", "containerPort": port}], "readinessProbe": probe}
     async with world.control_plane(deployment_executor):
         await world.apply(workload("Deployment", script, container=container))
         await world.until(
@@ -166,7 +165,7 @@ async def test_config_map_is_mounted_waited_for_and_its_change_reaches_the_proce
 
 
 async def wait_for_text(world: World, text: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(90):
         while log_of(world, "deployment") != text:  # noqa: ASYNC110 - a file that another process writes
             await asyncio.sleep(0.02)
 

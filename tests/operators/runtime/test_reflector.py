@@ -180,7 +180,7 @@ async def test_it_follows_a_real_store_through_a_history_that_was_dropped(
     for number in range(40):
         await put("a", str(number))
     running(reflector)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while reflector.get(Key("default", "gone-later")) or reflector.list()[0]["data"]["value"] != "39":
             await clock.advance(1)
             await asyncio.sleep(0.01)

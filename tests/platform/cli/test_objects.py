@@ -181,7 +181,7 @@ def test_delete(terminal: Any, run_yaml: str) -> None:
 
 def test_wait(terminal: Any, run_yaml: str) -> None:
     terminal.put(with_status(run_yaml))
-    target = ("wait", "trun/clip-v1", "--timeout", "5", "--for")
+    target = ("wait", "trun/clip-v1", "--timeout", "60", "--for")
     assert terminal.out(*target, "condition=Ready=False") == "trainingrun/clip-v1 is condition=Ready=False\n"
     assert terminal.out(*target, "jsonpath={.status.phase}=Running")
     assert terminal.out(*target, "create")

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
+from belvedere_platform.ports import free_ports
 from belvedere_platform.store.embedded import EmbeddedStore
 from belvedere_platform.store.kinds import ENDPOINT_SLICE, Kind
 from belvedere_platform.store.protocol import Listing, WatchEvent
@@ -82,7 +83,7 @@ async def running(store: Any, ports: list[int], memory: Path) -> AsyncIterator[h
     settings = ServeSettings(xds_port=xds, metrics_port=metrics, tap_port=tap, memory=memory)
     task = asyncio.create_task(ControlPlane(store, settings, CollectorRegistry()).run())
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{metrics}") as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{metrics}", timeout=60) as client:
             yield client
     finally:
         task.cancel()
@@ -111,8 +112,8 @@ def gives(client: httpx.AsyncClient, weight: int) -> Callable[[], Awaitable[bool
 
 
 @pytest.fixture
-def ports(unused_tcp_port_factory: Callable[[], int]) -> list[int]:
-    return [unused_tcp_port_factory() for _ in range(3)]
+def ports() -> list[int]:
+    return free_ports(3)
 
 
 async def test_while_the_store_is_away_the_last_configuration_stays_and_the_next_one_follows(

@@ -39,7 +39,7 @@ async def test_only_the_namespaces_given_are_followed(
     watcher = Watcher(store, observed, complete.set, namespaces=namespaces)
     running = asyncio.create_task(watcher.run())
     try:
-        await asyncio.wait_for(complete.wait(), 10)
+        await asyncio.wait_for(complete.wait(), 60)
         assert {namespace for namespace, _ in observed.routes} == seen
     finally:
         running.cancel()

@@ -21,7 +21,7 @@ def send(url: str, number: int) -> tuple[int, str]:
     made = malformed_http(random.Random(number))
     request = urllib.request.Request(url + made.path, made.body, made.headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, ""
     except urllib.error.HTTPError as error:
         with error:
@@ -50,7 +50,7 @@ async def test_every_malformed_message_over_grpc_gets_a_v2_error(
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for _ in range(NUM_GRPC):
             try:
-                await infer(malformed_grpc(chooser), timeout=30)
+                await infer(malformed_grpc(chooser), timeout=60)
             except grpc.aio.AioRpcError as error:
                 codes.add(error.code())
     assert codes == {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
