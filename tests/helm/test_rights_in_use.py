@@ -198,8 +198,9 @@ class Story:
         await eventually(lambda: self._has_job("queued-1"), "the job that waits in the queue")
         await self._apply(resource(TRAINING_RUN, "queued", models, {**run, "queue": "research", "suspend": True}))
         await eventually(lambda: self._has_no_job("queued-1"), "the job to leave the queue")
-        # A replica that another replaced: its address must go.
+        # A replica that another replaced: its address must go, and by the operator's hand, so before its version does.
         self.actors.generation = "b"
+        await eventually(self._addresses_follow, "the addresses to follow the replicas")
         await self._apply(resource(TRAINING_RUN, "v2", models, run))
         changed = {**SERVICE, "version": "v2"}
         await self._apply(resource(MODEL_SERVICE, "emoji", models, changed))
@@ -209,7 +210,6 @@ class Story:
         await self._apply(resource(MODEL_SERVICE, "emoji", models, changed, annotations=annotations))
         await eventually(lambda: self._stable("v2"), "the second version to be promoted")
         await eventually(self._first_is_gone, "the first version to be retired")
-        await eventually(self._addresses_follow, "the addresses to follow the replicas")
         for version in ("v1", "v2"):
             asked = {**SERVICE, "backend": "triton", "version": version}
             await self._apply(resource(MODEL_SERVICE, "picture", models, asked))
