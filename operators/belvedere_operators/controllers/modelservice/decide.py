@@ -72,9 +72,18 @@ def _identify(state: State, journal: Journal) -> Journal:
             state, journal, active, Abort(reason=f"spec.version is now {wanted}", signal="spec"), evidence=Evidence()
         )
         active = None
-    if active is None and wants_rollout(state.spec, journal) and accepted(state) is None:
-        return _begin(state, journal)
-    return journal
+    if active is None and wants_rollout(state.spec, state.generation, journal):
+        return _begin(state, journal) if accepted(state) is None else journal
+    return _confirm(state, journal)
+
+
+def _confirm(state: State, journal: Journal) -> Journal:
+    """Note that what is asked now is what was aborted, so that neither a newer Belvedere nor other scaling brings it back."""
+    last = journal.rollout
+    if last is None or last.phase != "Aborted" or state.spec.version == journal.stable:
+        return journal
+    confirmed = None if state.generation == last.generation else state.generation
+    return journal.with_(rollout=last.model_copy(update={"intent": intent_of(state.spec), "confirmed": confirmed}))
 
 
 def _recollect(state: State, journal: Journal) -> Journal:
@@ -315,7 +324,7 @@ def _close_request(state: State, journal: Journal) -> Journal:
     if request is None or request.identity == journal.handled_request or journal.active is not None:
         return journal
     wanted = state.spec.version
-    if request.candidate == wanted and wants_rollout(state.spec, journal):
+    if request.candidate == wanted and wants_rollout(state.spec, state.generation, journal):
         # Asked together with the version itself, whose rollout waits for its ModelVersion.
         return journal
     return journal.with_(handled_request=request.identity)

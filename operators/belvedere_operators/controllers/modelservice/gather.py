@@ -14,7 +14,7 @@ from belvedere_operators.controllers.modelservice.journal import Journal, journa
 from belvedere_operators.controllers.modelservice.looking import shown_look
 from belvedere_operators.controllers.modelservice.memory import Memory, look_seconds
 from belvedere_operators.controllers.modelservice.metrics import Metrics, Prometheus, look
-from belvedere_operators.controllers.modelservice.state import State, wants_rollout
+from belvedere_operators.controllers.modelservice.state import State, generation_of, wants_rollout
 from belvedere_operators.delivery.rollout import Request, Verb
 from belvedere_operators.manifests.autoscaler import KINDS as AUTOSCALERS
 from belvedere_operators.manifests.ownership import MANAGED_BY, SERVICE_LABEL, VERSION_LABEL
@@ -72,7 +72,10 @@ async def gather(context: Context, prometheus: Prometheus, memory: Memory, key: 
         # After a start all services are looked at in their turn, as if the process had never ended.
         last = now - (1 - key.turn) * interval
         journal = journal.with_(looked=shown_look(manifest, journal, time=last))
-    metrics, problem = await _metrics(prometheus, service.spec, journal, key, now, interval)
+    # A rollout begins with a look of its own: the one before is in no journal, so a process that is killed here would lose it.
+    begins = journal.active is None and wants_rollout(service.spec, generation_of(manifest), journal)
+    due = journal.stable is not None and (begins or look_is_due(journal, interval, now))
+    metrics, problem = await _metrics(prometheus, service.spec, key, now) if due else (None, None)
     return State(
         now=now,
         manifest=manifest,
@@ -185,12 +188,8 @@ def count_ready(slices: Iterable[Manifest]) -> dict[str, int]:
 
 
 async def _metrics(
-    prometheus: Prometheus, spec: ModelServiceSpec, journal: Journal, key: Key, now: float, interval: float
+    prometheus: Prometheus, spec: ModelServiceSpec, key: Key, now: float
 ) -> tuple[Metrics | None, str | None]:
-    # A rollout begins with a look of its own: the one before is in no journal, so a process that is killed here would lose it.
-    begins = journal.active is None and wants_rollout(spec, journal)
-    if journal.stable is None or not (begins or look_is_due(journal, interval, now)):
-        return None, None
     try:
         return await look(prometheus, key.namespace, key.name, spec, at=now), None
     except Unavailable as error:

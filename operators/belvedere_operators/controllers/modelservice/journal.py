@@ -53,6 +53,8 @@ class RolloutRecord(Part):
     generation: int
     intent: str
     """Digest of the part of the spec that the outcome depends on."""
+    confirmed: int | None = None
+    """The newest generation that asks the same, where that is not the one that began."""
     started: float
     deadline_from: float
     weight: int = 0

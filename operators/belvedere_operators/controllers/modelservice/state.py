@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from belvedere_operators.alerts.book import Book
-from belvedere_operators.controllers.modelservice.journal import Journal
+from belvedere_operators.controllers.modelservice.journal import Journal, RolloutRecord
 from belvedere_operators.controllers.modelservice.metrics import Metrics
 from belvedere_operators.delivery.rollout import Request
 from belvedere_platform.resources import Engine, ModelService, ModelVersion
@@ -71,7 +71,7 @@ class State:
     @property
     def generation(self) -> int:
         """The generation of the spec."""
-        return int(self.manifest["metadata"].get("generation", 1))
+        return generation_of(self.manifest)
 
     @property
     def spec(self) -> ModelServiceSpec:
@@ -84,7 +84,12 @@ class State:
         return self.metrics is not None or self.metrics_problem is not None
 
 
-def wants_rollout(spec: ModelServiceSpec, journal: Journal) -> bool:
+def generation_of(manifest: Manifest) -> int:
+    """Return the generation of an object's spec."""
+    return int(manifest["metadata"].get("generation", 1))
+
+
+def wants_rollout(spec: ModelServiceSpec, generation: int, journal: Journal) -> bool:
     """Return whether another version is asked for than the stable one, and not one that was aborted under the same intent.
 
     An aborted candidate is not tried again until the intent changes.
@@ -95,9 +100,17 @@ def wants_rollout(spec: ModelServiceSpec, journal: Journal) -> bool:
         and last.phase == "Aborted"
         and last.signal != "spec"
         and last.candidate == spec.version
-        and last.intent == intent_of(spec)
+        and asks_the_same(spec, generation, last)
     )
     return spec.version != journal.stable and not refused
+
+
+def asks_the_same(spec: ModelServiceSpec, generation: int, last: RolloutRecord) -> bool:
+    """Return whether the spec asks what it asked when this rollout began.
+
+    One that nobody has changed does, even where a newer Belvedere makes another digest of it, by new fields and defaults.
+    """
+    return generation == (last.confirmed or last.generation) or last.intent == intent_of(spec)
 
 
 def intent_of(spec: ModelServiceSpec) -> str:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from belvedere_operators.controllers.modelservice import decide, state
+from belvedere_operators.controllers.modelservice.state import intent_of
 from belvedere_operators.runtime import Terminal
 from belvedere_platform.store.kinds import (
     CONFIG_MAP,
@@ -135,6 +137,25 @@ async def test_an_aborted_candidate_is_not_tried_again_until_the_intent_changes(
     await serving.ask("v2", rollout={"deadlineSeconds": 700})
     await serving.run(300, until="Promoted")
     assert (await serving.status())["stable"]["version"] == "v2"
+
+
+async def test_an_aborted_candidate_is_not_tried_again_because_belvedere_was_upgraded(serving, monkeypatch):
+    await serving.add_version("v2")
+    serving.traffic.behaviour["v2"].error_rate = 0.5
+    await serving.ask("v2")
+    await serving.run(120, until="Aborted")
+    for upgrade in range(2):
+        # New fields and other defaults: of the same spec a newer version makes another digest.
+        monkeypatch.setattr(state, "intent_of", lambda spec, upgrade=upgrade: f"{upgrade}/{intent_of(spec)}")
+        monkeypatch.setattr(decide, "intent_of", state.intent_of)
+        await serving.run(3)
+        assert (await serving.status())["rollout"]["phase"] == "Aborted"
+        await serving.ask("v2", scaling={"minReplicas": 1, "maxReplicas": 2 + upgrade})
+        await serving.run(3)
+        assert (await serving.status())["rollout"]["phase"] == "Aborted"
+    await serving.ask("v2", rollout={"deadlineSeconds": 700})
+    await serving.run(3)
+    assert (await serving.status())["rollout"]["phase"] != "Aborted"
 
 
 async def test_without_traffic_nothing_moves(serving):
