@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from belvedere_operators.manifests.naming import child_name
 from belvedere_operators.manifests.ownership import child_metadata, service_labels
 from belvedere_platform.resources.model_service import Autoscaler, ModelServiceSpec
 from belvedere_platform.store import Manifest
@@ -13,6 +14,8 @@ from belvedere_platform.telemetry.gateway_metrics import in_flight_query
 KINDS = {kind.kind: kind for kind in (HORIZONTAL_POD_AUTOSCALER, SCALED_OBJECT)}
 POLL_SECONDS = 15
 TARGET_CPU_PERCENT = 70
+LONGEST_NAME = 63
+"""KEDA makes the name of a ScaledObject a label."""
 LONGEST_WINDOW_SECONDS = 3600
 """What the API server takes for a stabilization window."""
 
@@ -28,7 +31,7 @@ def autoscaler(owner: Manifest, spec: ModelServiceSpec, *, prometheus_url: str) 
     return {
         "apiVersion": kind.api_version,
         "kind": kind.kind,
-        "metadata": child_metadata(owner, f"{service}-replicas", service_labels(service)),
+        "metadata": child_metadata(owner, _name(service), service_labels(service)),
         "spec": {
             "scaleTargetRef": target,
             **build(asked, spec, namespace=owner["metadata"]["namespace"], service=service, prometheus=prometheus_url),
@@ -53,6 +56,8 @@ def _scaled_object(
         "serverAddress": prometheus,
         "query": f"sum({in_flight_query(namespace, service)})",
         "threshold": f"{spec.scaling.target_in_flight:g}",
+        # No answer is no measurement: taken for zero, a Prometheus that has lost sight of the gateway would take replicas away.
+        "ignoreNullValues": "false",
     }
     behavior = {"scaleDown": {"stabilizationWindowSeconds": _window_seconds(spec)}}
     return {
@@ -63,6 +68,11 @@ def _scaled_object(
         "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior}},
         "triggers": [{"type": "prometheus", "metadata": trigger}],
     }
+
+
+def _name(service: str) -> str:
+    plain = f"{service}-replicas"
+    return plain if len(plain) <= LONGEST_NAME else child_name(service, "replicas", longest=LONGEST_NAME)
 
 
 def _window_seconds(spec: ModelServiceSpec) -> int:

@@ -93,6 +93,23 @@ def test_by_requests_in_flight_keda_asks_the_prometheus_of_the_installation(owne
     assert 'namespace="shop", service="search"' in trigger["metadata"]["query"].replace('",service', '", service')
 
 
+def test_a_prometheus_that_has_lost_sight_of_the_gateway_does_not_scale_in(owner: Any) -> None:
+    made = autoscaler(owner, scaled(owner, autoscaler={"kind": "ScaledObject"}), prometheus_url="http://p")
+    assert made is not None
+    (trigger,) = made["spec"]["triggers"]
+    # KEDA takes no answer for zero requests otherwise.
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+@pytest.mark.parametrize("length", [54, 55, 63])
+def test_a_scaled_objects_name_can_be_a_label_as_keda_makes_it(owner: Any, length: int) -> None:
+    owner["metadata"]["name"] = "s" * length
+    made = autoscaler(owner, scaled(owner, autoscaler={"kind": "ScaledObject"}), prometheus_url="http://p")
+    assert made is not None
+    assert made["metadata"]["name"].endswith("-replicas")
+    assert len(made["metadata"]["name"]) <= 63
+
+
 @pytest.mark.parametrize(
     "asked", [{"kind": "Keda"}, {"kind": "ScaledObject", "minReplicas": 0}, {"kind": "ScaledObject", "max": 3}]
 )
