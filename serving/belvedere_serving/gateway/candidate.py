@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
@@ -60,10 +61,17 @@ class CandidateClient:
         target = _target(replica)
         if target not in self._channels:
             self._channels[target] = grpc.aio.insecure_channel(target, options=_LIMITS)
+        call = self._channels[target].unary_unary(replay.path)(replay.body, timeout=timeout_seconds)
         try:
-            raw = await self._channels[target].unary_unary(replay.path)(replay.body, timeout=timeout_seconds)
+            raw = await call
         except grpc.aio.AioRpcError as error:
             raise Unavailable(f"{target}: {error.code().name} {error.details()}") from error
+        except asyncio.CancelledError as error:
+            asking = asyncio.current_task()
+            if asking is not None and asking.cancelling():
+                raise
+            # It was not us: the connection was closed below the call.
+            raise Unavailable(f"{target} is gone") from error
         return grpc_answer(raw)
 
 

@@ -38,13 +38,13 @@ def load_memory(file: Path) -> Memory:
         )
     except FileNotFoundError:
         return Memory()
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValidationError, ValueError, KeyError, TypeError) as error:
         log.warning("what was remembered is not used: file=%s error=%s", file, error)
         return Memory()
 
 
 def save_memory(file: Path, memory: Memory) -> None:
-    """Write it, whole or not at all."""
+    """Write it, whole or not at all. Raises OSError."""
     routes = [
         {"namespace": namespace, "name": name, "route": route.model_dump(mode="json", by_alias=True)}
         for (namespace, name), route in sorted(memory.routes.items(), key=lambda item: item[0])
@@ -59,8 +59,12 @@ def save_memory(file: Path, memory: Memory) -> None:
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}.draft")
-    draft.write_text(json.dumps({"routes": routes, "replicas": replicas}, indent=1))
-    draft.replace(file)
+    try:
+        draft.write_text(json.dumps({"routes": routes, "replicas": replicas}, indent=1))
+        draft.replace(file)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _key(row: Mapping[str, str]) -> ObjectKey:

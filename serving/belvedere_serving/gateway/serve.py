@@ -92,6 +92,8 @@ class ControlPlane:
             self._discovery.recall(self._snapshot(_world_of(self._saved)))
         self._state = ObservedState(registry)
         self._conflicts: list[str] = []
+        self._forgetful = False
+        """Whether the memory could not be written."""
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -150,9 +152,17 @@ class ControlPlane:
 
     def _remember(self) -> None:
         current = Memory(routes=dict(self._observed.routes), replicas=dict(self._observed.replicas))
-        if self._settings.memory is not None and self._saved != current:
+        if self._settings.memory is None or self._saved == current:
+            return
+        try:
             save_memory(self._settings.memory, current)
-            self._saved = current
+        except OSError as error:
+            # A full disk must not keep Envoy from what is new. Tried again with the next change.
+            if not self._forgetful:
+                log.error("what is served cannot be written down: file=%s error=%s", self._settings.memory, error)
+            self._forgetful = True
+        else:
+            self._saved, self._forgetful = current, False
 
     @asynccontextmanager
     async def _metrics_page(self) -> AsyncIterator[None]:

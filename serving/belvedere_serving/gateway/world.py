@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -102,12 +103,23 @@ def read_replicas(slice_: Manifest) -> tuple[tuple[VersionKey, Replica], ...]:
     addresses = [address for one in endpoints for address in (one.get("addresses") or [None])[:1]]
     if None in addresses or not (ports.get("http") or ports.get("grpc")):
         raise InvalidInput(f"{where}: needs an address and a port named http or grpc, got {addresses} and {ports}")
+    if names := [address for address in addresses if not _is_ip_address(address)]:
+        # Envoy refuses names here, and with them the replicas of all services.
+        raise InvalidInput(f"{where}: addresses must be IP addresses, got {names}")
     key = (metadata["namespace"], labels[SERVICE_LABEL], labels[VERSION_LABEL])
     http, grpc = ports.get("http"), ports.get("grpc")
     return tuple(
         (key, Replica(address=str(address), http_port=http, grpc_port=grpc, http_path_prefix=prefix))
         for address in addresses
     )
+
+
+def _is_ip_address(address: object) -> bool:
+    try:
+        ipaddress.ip_address(str(address))
+    except ValueError:
+        return False
+    return True
 
 
 def _takes_requests(conditions: Mapping[str, bool | None]) -> bool:

@@ -169,6 +169,21 @@ async def test_without_memory_a_gateway_is_not_ready_before_it_has_read_the_stor
         await until(answers)
 
 
+async def test_a_memory_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, route: Any, ports: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    store = Interrupted(tmp_path / "store.db")
+    await write(store.store, route, 90)
+    async with running(store, ports, tmp_path / "file" / "memory.json") as client:
+        await until(gives(client, 90))
+        await write(store.store, route, 40)
+        await until(gives(client, 40))
+    await store.go()
+    said = [record.getMessage() for record in caplog.records if "cannot be written down" in record.getMessage()]
+    assert len(said) == 1, "said once, not at every change"
+
+
 def test_a_memory_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     file = tmp_path / "memory.json"
     for text in ("[]", "{", '{"routes": [], "replicas": [{"namespace": "a"}]}', '{"routes": 1, "replicas": []}'):

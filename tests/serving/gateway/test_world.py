@@ -80,6 +80,7 @@ def test_a_replica_has_its_ports_and_prefix() -> None:
         endpoint_slice(metadata={"labels": {"belvedere.dev/service": "emoji"}}),
         endpoint_slice(ports=[{"name": "metrics", "port": 1}]),
         endpoint_slice(endpoints=[{"addresses": [], "conditions": {"ready": True}}]),
+        endpoint_slice(endpoints=[{"addresses": ["pod.example"], "conditions": {"ready": True}}]),
     ],
 )
 def test_a_slice_that_cannot_be_used_is_refused(broken: Any) -> None:
