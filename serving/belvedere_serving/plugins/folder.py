@@ -71,7 +71,7 @@ class Plugins:
         found = {file.stem: file for file in sorted(self._folder.glob("*.json"))}
         for name in set(self._running) - set(found):
             _, plugin = self._running.pop(name)
-            await plugin.close()
+            await plugin.retire()
             log.info("plugin unloaded", extra={"plugin": name})
         for name, file in found.items():
             stamp = _stamp(file)
@@ -93,7 +93,7 @@ class Plugins:
         before = self._running.pop(name, None)
         self._running[name] = (stamp, plugin)
         if before is not None:
-            await before[1].close()
+            await before[1].retire()
         log.info("plugin loaded", extra={"plugin": name})
 
     async def close(self) -> None:
@@ -102,7 +102,7 @@ class Plugins:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
         for _, plugin in self._running.values():
-            await plugin.close()
+            await plugin.end()
         self._running.clear()
 
 

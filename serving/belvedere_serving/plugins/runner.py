@@ -6,6 +6,7 @@ ModelInferResponse to one. It is read after the process has been confined.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent import futures
@@ -25,6 +26,9 @@ MESSAGES = {"before": pb.ModelInferRequest, "after": pb.ModelInferResponse}
 def main() -> None:
     """Serve the plugin until the process is ended."""
     file, socket, memory_mib = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    # The server reads one line here, and all that is said there.
+    telling = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     confine(socket.parent, memory_mib << 20)
     spec = spec_from_file_location("plugin", file)
     assert spec is not None
@@ -42,7 +46,8 @@ def main() -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_insecure_port(f"unix:{socket}")
     server.start()
-    print(" ".join(sorted(handlers)), flush=True)
+    with telling:
+        print(" ".join(sorted(handlers)), file=telling)
     server.wait_for_termination()
 
 

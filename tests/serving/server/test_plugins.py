@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from belvedere_platform.errors import InvalidInput
 from belvedere_platform.protocol import EMBED_TEXT, EMBEDDING, InferRequest, InferResponse, Reason, Tensor, V2Error
+from belvedere_platform.protocol.grpc_messages import render_infer_request
 from belvedere_serving.plugins.folder import Plugins
 from belvedere_serving.plugins.settings import PluginSettings
 from belvedere_serving.server.service import InferenceService
@@ -95,7 +97,7 @@ async def reason_of(asking: Any) -> tuple[Reason, str]:
 async def test_a_plugin_comes_and_goes_without_a_restart(folder: Path, ask: Any, tiny: ModuleType) -> None:
     unknown = tiny.expected_text(["[UNK]"])
     np.testing.assert_allclose(await ask("crimson"), unknown, atol=1e-6)
-    add(folder, "colours")
+    add(folder, "colours", timeoutSeconds=30)
     await ask.plugins.look()
     np.testing.assert_allclose(await ask("crimson"), tiny.expected_text(["red"]), atol=1e-6)
     (folder / "colours.json").unlink()
@@ -128,8 +130,58 @@ async def test_one_that_does_not_answer_in_time_is_ended(folder: Path, ask: Any,
     assert plugin.pid is None
 
 
+HELD = """
+import os, time
+def before(request):
+    if request.raw_input_contents[0][4:] == b"apple":
+        while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+            time.sleep(0.01)
+    return request
+"""
+
+
+async def test_a_client_without_patience_harms_nobody_else(folder: Path, ask: Any, tiny: ModuleType) -> None:
+    add(folder, "held", HELD, timeoutSeconds=60)
+    await ask("red")
+    ((_, plugin),) = ask.plugins._running.values()
+    before = plugin.pid
+    message = render_infer_request(
+        InferRequest(model_name=EMBED_TEXT, inputs=(Tensor.of_bytes("TEXT", [b"apple"]),))
+    ).SerializeToString()
+    late = asyncio.create_task(plugin.call("Before", message, 0.1))
+    assert (await reason_of(late))[0] is Reason.DEADLINE_EXCEEDED
+    gone = asyncio.create_task(plugin.call("Before", message, 60))
+    patient = asyncio.create_task(ask("red"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    (folder / "go").touch()
+    np.testing.assert_allclose(await patient, tiny.expected_text(["red"]), atol=1e-6)
+    assert plugin.pid == before
+
+
+async def test_a_client_that_leaves_while_it_is_started_again_leaves_it_whole(
+    folder: Path, ask: Any, tiny: ModuleType
+) -> None:
+    add(folder, "colours", timeoutSeconds=60)
+    await ask("crimson")
+    ((_, plugin),) = ask.plugins._running.values()
+    await plugin.close()
+    leaving = asyncio.create_task(ask("crimson"))
+    while plugin._process is None:  # noqa: ASYNC110 - in the middle of being started
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    np.testing.assert_allclose(await ask("crimson"), tiny.expected_text(["red"]), atol=1e-6)
+
+
+async def test_a_talkative_one_goes_on(folder: Path, ask: Any, tiny: ModuleType) -> None:
+    add(folder, "talks", "def before(request):\n    print('x' * 400_000)\n    return request\n", timeoutSeconds=30)
+    for _ in range(2):
+        np.testing.assert_allclose(await ask("red"), tiny.expected_text(["red"]), atol=1e-6)
+
+
 async def test_one_that_was_killed_is_started_again(folder: Path, ask: Any, tiny: ModuleType) -> None:
-    add(folder, "colours")
+    add(folder, "colours", timeoutSeconds=30)
     await ask("crimson")
     ((_, plugin),) = ask.plugins._running.values()
     os.kill(plugin.pid, signal.SIGKILL)
