@@ -20,6 +20,7 @@ from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 from kubernetes.aio import client, config
 from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config.config_exception import ConfigException
+from yaml import YAMLError
 
 from belvedere_platform.errors import BelvedereError, Conflict, Gone, InvalidInput, NotFound, NotInstalled, Unavailable
 
@@ -153,10 +154,21 @@ class Transport:
             if self._closed:
                 raise Unavailable("the connection to the API server is closed")
             if self._client is None:
-                configuration = await self._configuration()
-                self._client = client.ApiClient(configuration)
-                self._client.rest_client = _Pool(configuration)
+                self._client = await self._connected()
             return self._client
+
+    async def _connected(self) -> client.ApiClient:
+        """Return a client with the credentials as they are now. Raises InvalidInput when they cannot be used."""
+        path = kubeconfig_path(self._kubeconfig, self._environment)
+        try:
+            configuration = await self._configuration(path)
+            api = client.ApiClient(configuration)
+            api.rest_client = _Pool(configuration)
+        except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+            # The client reads it as if it were well formed: what is not shows as whatever error comes first.
+            reason = " ".join(str(error).split())
+            raise InvalidInput(f"the kubeconfig {path or 'of this pod'} cannot be used: {reason}") from error
+        return api
 
     async def _forget(self, api: client.ApiClient) -> None:
         """Let the next request read the credentials anew. Watches of the old pool end and are taken up again."""
@@ -164,19 +176,15 @@ class Transport:
             self._client = None
             await api.close()
 
-    async def _configuration(self) -> client.Configuration:
+    async def _configuration(self, path: str | None) -> client.Configuration:
         # 0 is no limit: each watch holds a connection of its own for as long as it lasts.
         configuration = client.Configuration(connection_pool_maxsize=0)
-        path = kubeconfig_path(self._kubeconfig, self._environment)
-        try:
-            if path is None:
-                config.load_incluster_config(configuration)
-            else:
-                await config.load_kube_config(
-                    str(path), context=self._context, client_configuration=configuration, persist_config=False
-                )
-        except (ConfigException, OSError) as error:
-            raise InvalidInput(f"the kubeconfig {path or 'of this pod'} cannot be used: {error}") from error
+        if path is None:
+            config.load_incluster_config(configuration)
+        else:
+            await config.load_kube_config(
+                str(path), context=self._context, client_configuration=configuration, persist_config=False
+            )
         # Left to the environment, aiohttp would look for ~/.netrc and for proxies before each request, in a thread each time.
         configuration.client_session_kwargs = {"trust_env": False}
         configuration.proxy = configuration.proxy or proxy_for(configuration.host, self._environment)

@@ -39,6 +39,35 @@ def kubeconfig_for(folder: Path, server: str) -> str:
     return str(path)
 
 
+def kubeconfig(**cluster: str) -> str:
+    return json.dumps(
+        {
+            "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1", **cluster}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {"token": "t"}}],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "clusters: 3", "a: 1", kubeconfig().replace("127.0.0.1:1", "[::"),
+     kubeconfig(**{"certificate-authority-data": "no base64"}), kubeconfig(**{"certificate-authority-data": "Zm9v"})],
+)  # fmt: skip
+async def test_a_kubeconfig_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(text)
+    store = KubernetesStore(kubeconfig=str(path))
+    try:
+        with pytest.raises(
+            (InvalidInput, Unavailable), match=r"the kubeconfig .*kubeconfig cannot be used: |does not answer"
+        ):
+            await store.list(CONFIG_MAP)
+    finally:
+        await store.close()
+
+
 @pytest.mark.parametrize(
     ("code", "body", "error", "says"),
     [
