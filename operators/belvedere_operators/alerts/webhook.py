@@ -53,7 +53,7 @@ class AlertWebhook:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one message: 200 when it is written down, 400, 401, 413, or 503 when it must be sent again."""
-        given = request.headers.get("Authorization", "").encode()
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if not hmac.compare_digest(given, self._expected):
             HEARD.labels("unauthorized").inc()
             return _answer(401, error="the Authorization header does not carry the secret of this operator")
@@ -78,6 +78,7 @@ class AlertWebhook:
         """Return the alerts by service, and why some are not ours."""
         heard: dict[Place, list[Told]] = defaultdict(list)
         ignored: list[str] = []
+        wrong: list[InvalidInput] = []
         now = self._clock().timestamp()
         for alert in message:
             labels = alert.get("labels")
@@ -90,8 +91,18 @@ class AlertWebhook:
                 # Another Belvedere's of the same Alertmanager: to refuse it would have it sent again for ever.
                 ignored.append(f"this operator does not act on namespace {labels['namespace']}")
                 continue
-            heard[str(labels["namespace"]), str(labels["service"])].append(told_of(alert, heard=now))
-        return heard, ignored
+            try:
+                told = told_of(alert, heard=now)
+            except InvalidInput as error:
+                wrong.append(error)
+                continue
+            heard[str(labels["namespace"]), str(labels["service"])].append(told)
+        if wrong and not heard:
+            raise wrong[0]
+        for one in wrong:
+            # Refused, Alertmanager would not send the message again, and what is right in it would be lost.
+            log.warning("an alert is not understood, the others of its message are: %s", one)
+        return heard, [*ignored, *map(str, wrong)]
 
     async def _write(self, place: Place, told: list[Told]) -> list[str]:
         """Write alerts into the book of a service, and return why they were not, if it does not exist."""
@@ -147,7 +158,7 @@ async def _body(request: web.Request) -> Any:
         raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_MESSAGE_BYTES, actual_size=request.content_length)
     try:
         return json.loads(await request.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"the body is not JSON: {error}") from error
 
 

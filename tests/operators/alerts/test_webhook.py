@@ -143,10 +143,30 @@ async def test_alerts_that_are_not_ours_are_ignored_and_said(post):
     assert "shop/gone does not exist" in " ".join(answer["ignored"])
 
 
+async def test_one_that_is_not_understood_takes_no_other_with_it(post, store):
+    wrong = alert(fingerprint="other", labels={"belvedere_action": "explode"})
+    status, answer = await post(message(wrong, alert()))
+    assert (status, answer["accepted"]) == (200, 1)
+    assert "belvedere_action is 'explode'" in " ".join(answer["ignored"])
+    assert [one.action for one in (await book_of(store)).alerts] == ["abort"]
+
+
+async def test_any_bytes_may_stand_where_the_secret_should(clock):
+    application = web.Application()
+    AlertWebhook(Failing(), clock=clock, secret=SECRET).add_to(application)
+    async with TestServer(application) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST /alerts HTTP/1.1\r\nHost: x\r\nAuthorization: \xff\r\nContent-Length: 0\r\n\r\n")
+        assert b" 401 " in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+
 @pytest.mark.parametrize(
     ("body", "named"),
     [
         (b"not json", "JSON"),
+        (b"[" * 100_000, "JSON"),
         ({"version": "3", "alerts": []}, "version"),
         ([], "version"),
         ({"version": "4", "alerts": {}}, "alerts"),
