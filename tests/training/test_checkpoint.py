@@ -91,6 +91,25 @@ def test_the_newest_whole_checkpoint_is_read_and_old_ones_go(tmp_path: Path) -> 
     assert folder.read() == {"at": 20}
 
 
+@pytest.mark.parametrize("left", [b"", bytes(4096)], ids=["nothing", "zeros"])
+def test_a_checkpoint_that_a_crash_emptied_is_passed_over_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: bytes
+) -> None:
+    folder = CheckpointFolder(tmp_path)
+    for position in (10, 20):
+        folder.write(part_of({"at": position}, 0, 1), position)
+    (tmp_path / "pairs-000000000020" / part_name(0, 1)).write_bytes(left)
+    assert folder.read() == {"at": 10}
+    assert "pairs-000000000020" in caplog.text
+
+
+def test_what_a_killed_write_left_goes_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / ".partial-4711-10").mkdir()
+    (tmp_path / ".partial-4711-10" / part_name(0, 1)).write_bytes(b"half")
+    CheckpointFolder(tmp_path).write(part_of({"at": 10}, 0, 1), 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs-000000000010"]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Return a folder on a disk of 256 KiB."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ from belvedere_platform.errors import CorruptData
 _PART = re.compile(r"part-(\d+)-of-(\d+)\.pt")
 _PLACE = "tensor-of-part"  # stands in the frame for a tensor: {_PLACE: number}
 _SHARES = "tensor-of-shares"  # stands for one whose rows the workers share: {_SHARES: [number of each worker's rows]}
+log = logging.getLogger(__name__)
 KEPT = 2
 """Checkpoints that stay: one more than needed, so that there is one to fall back to."""
 
@@ -138,7 +141,7 @@ class CheckpointFolder:
             sync_directory(self.folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for old in self._all()[:-KEPT]:
+        for old in (*self._all()[:-KEPT], *self.folder.glob(".partial-*")):
             shutil.rmtree(old, ignore_errors=True)
 
     def read(self) -> dict[str, Any] | None:
@@ -146,8 +149,9 @@ class CheckpointFolder:
         for folder in reversed(self._all()):
             try:
                 return read_state(folder)
-            except (CorruptData, OSError, RuntimeError):
-                continue  # cut short by a crash of the machine: the one before it is whole
+            except (CorruptData, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                # Cut short by a crash of the machine: the one before it is whole.
+                log.warning("checkpoint %s cannot be read, going back further: %s", folder, error or "it is empty")
         return None
 
     def _all(self) -> list[Path]:
