@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import importlib.util
 import os
@@ -31,6 +32,7 @@ COMMANDS = {
     "version": "belvedere_platform.cli.version:version",
     "wait": "belvedere_platform.cli.wait:wait",
 }
+EXIT_OF_ERRNO = {errno.ENOENT: 3, errno.ENOSPC: 7, errno.EDQUOT: 7}
 EXIT_CODES = """\b
 Exit codes:
   0  done
@@ -120,6 +122,10 @@ def report(error: BaseException, *, verbose: bool) -> int:
         hint = f" (see `{error.ctx.command_path} --help`)" if isinstance(error, click.UsageError) and error.ctx else ""
         click.echo(f"error: {error.format_message().rstrip('.')}{hint}", err=True)
         return error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        # The machine's answer about a file that somebody named: no defect of ours.
+        click.echo(f"error: {os.fsdecode(error.filename)}: {error.strerror}", err=True)
+        return EXIT_OF_ERRNO.get(error.errno or 0, 1)
     click.echo(
         f"error: {type(error).__name__}: {error}; this is a defect in Belvedere, `--verbose` shows where", err=True
     )

@@ -100,8 +100,12 @@ class V2Client:
 
 
 def _address(url: str, grpc: bool) -> str:
-    parts = urlsplit(url if "//" in url else f"//{url}")
-    if parts.scheme not in ("", "http", "grpc") or not parts.netloc:
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}")
+        known = parts.scheme in ("", "http", "grpc") and bool(parts.netloc) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port that is none
+        known = False
+    if not known:
         raise InvalidInput(
             f"--url is {url!r}; it must be http://HOST:PORT, with a path in front of /v2 if there is one"
         )

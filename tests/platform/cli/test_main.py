@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -79,6 +81,12 @@ def test_a_defect_is_called_one_and_verbose_shows_where(capsys: pytest.CaptureFi
         report(error, verbose=True)
     assert "Traceback" in capsys.readouterr().err
     assert report(KeyboardInterrupt(), verbose=False) == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 1), (errno.ENOENT, 3), (errno.ENOSPC, 7)])
+def test_a_file_that_cannot_be_had_is_no_defect(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(OSError(number, os.strerror(number), "/some/file"), verbose=False) == code
+    assert capsys.readouterr().err == f"error: /some/file: {os.strerror(number)}\n"
 
 
 def read_settings(*words: str, environment: dict[str, str] | None = None, name: str = "belvedere") -> dict[str, str]:

@@ -100,7 +100,14 @@ def test_nobody_there_is_unavailable(grpc: bool) -> None:
 
 @pytest.mark.parametrize(
     ("url", "grpc", "words"),
-    [("ftp://x", False, "must be http://HOST:PORT"), ("", False, "must be"), ("http://x:1/p", True, "no path prefix")],
+    [
+        ("ftp://x", False, "must be http://HOST:PORT"),
+        ("", False, "must be"),
+        ("http://[::1", False, "must be"),
+        ("http://x:99999", False, "must be"),
+        ("http://x:y", True, "must be"),
+        ("http://x:1/p", True, "no path prefix"),
+    ],
 )
 def test_an_address_that_is_none_is_refused(url: str, grpc: bool, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):

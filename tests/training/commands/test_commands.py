@@ -39,6 +39,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert isinstance(error_of(train, ["--config", str(tmp_path / "none.yaml")]), NotFound)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(b"\xff")
+    error = error_of(train, ["--config", str(tmp_path / "run.json")])
+    assert isinstance(error, InvalidInput)
+    assert "run.json is not a text file" in str(error)
+
+
 def test_an_unset_variable_is_named() -> None:
     assert "--config-env NO_SUCH_VARIABLE" in str(error_of(train, ["--config-env", "NO_SUCH_VARIABLE"]))
 
@@ -100,7 +107,12 @@ def test_an_interrupted_build_says_that_it_goes_on(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [(["--held-out", "1.5"], "--held-out is 1.5"), (["--size", "8"], "--size is 8; allowed are 16 to 512 pixels")],
+    [
+        (["--held-out", "1.5"], "--held-out is 1.5"),
+        (["--size", "8"], "--size is 8; allowed are 16 to 512 pixels"),
+        # It is part of the name of a folder in the cache.
+        (["--name", "../../elsewhere"], "--name is '../../elsewhere'"),
+    ],
 )
 def test_wrong_options_are_refused_before_anything_is_read(tmp_path: Path, option: list[str], message: str) -> None:
     words = ["build", "folder", str(tmp_path / "none"), "--name", "mine", "--licence", "CC0-1.0", *option]

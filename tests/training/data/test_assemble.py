@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -177,6 +178,19 @@ def test_a_wrong_csv_says_what_it_has(pictures: Path, header: str, line: str, me
     with pytest.raises(BelvedereError) as raised:
         from_csv(path, image="image", caption="caption", language="en")
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("read", [from_csv, from_jsonl])
+def test_a_table_that_is_not_utf8_is_named(tmp_path: Path, read: Any) -> None:
+    (tmp_path / "table").write_bytes(b"image,caption\n" * (read is from_csv) + b'{"caf\xe9": 1}\n')
+    with pytest.raises(InvalidInput, match=r"table is not UTF-8 text"):
+        read(tmp_path / "table", image="image", caption="caption", language="en")
+
+
+def test_a_caption_that_is_not_utf8_costs_its_own_picture_alone(pictures: Path) -> None:
+    (pictures / "red.txt").write_bytes(b"caf\xe9")
+    (wrong,) = [row for row in beside(pictures) if row.problem]
+    assert wrong.problem == "red.txt: not UTF-8"
 
 
 def test_two_pictures_of_one_name_are_told(pictures: Path) -> None:

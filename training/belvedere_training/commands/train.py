@@ -71,7 +71,10 @@ def _config_text(path: Path | None, variable: str | None) -> tuple[str, str]:
     if path is not None:
         if not path.is_file():
             raise NotFound(f"--config {path}: there is no such file")
-        return path.read_text(encoding="utf8"), str(path)
+        try:
+            return path.read_text(encoding="utf8"), str(path)
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"--config {path} is not a text file: {error}") from error
     assert variable is not None
     if variable not in os.environ:
         raise InvalidInput(f"--config-env {variable}: this environment variable is not set")

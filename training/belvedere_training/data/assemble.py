@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from belvedere_training.data.shards import SAMPLES_PER_SHARD, Sample, write_shar
 
 BUILDER = 1  # raise it when the same rows shall give other bytes
 HELD_OUT = "heldout"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""Part of a tag, and of a folder in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,10 @@ class AssembleOptions:
 
     def check(self) -> None:
         """Raise InvalidInput for a value that cannot be built."""
+        if not _NAME.fullmatch(self.name):
+            raise InvalidInput(
+                f"--name is {self.name!r}; use at most 63 letters, digits, '-', '_' and '.', the first a letter or a digit"
+            )
         if not 16 <= self.size <= 512:
             raise InvalidInput(f"--size is {self.size}; allowed are 16 to 512 pixels")
         if not 0 <= self.held_out < 1:

@@ -7,9 +7,10 @@ import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from belvedere_platform.errors import CorruptData, InvalidInput, NotFound
 
@@ -59,23 +60,30 @@ def from_folder(folder: Path, *, captions_from: CaptionsFrom, language: str) -> 
     rows = []
     for path in files:
         name = path.relative_to(folder)
-        captions = _captions_of(path, folder, captions_from, language)
-        problem = None if captions else f"{name}: there is no {path.stem}.txt with its caption beside it"
+        captions, problem = _captions_of(path, folder, captions_from, language)
+        if not captions and problem is None:
+            problem = f"{name}: there is no {path.stem}.txt with its caption beside it"
         rows.append(Row(key=_key(name.as_posix()), where=str(name), file=path, captions=captions, problem=problem))
     return rows
 
 
-def _captions_of(path: Path, folder: Path, captions_from: CaptionsFrom, language: str) -> dict[str, str]:
+def _captions_of(
+    path: Path, folder: Path, captions_from: CaptionsFrom, language: str
+) -> tuple[dict[str, str], str | None]:
+    """Return the captions, and what is wrong with their files."""
     if captions_from == "file-name":
-        return {language: _words(path.stem)}
+        return {language: _words(path.stem)}, None
     if captions_from == "folder-name":
-        return {language: _words(path.parent.name if path.parent != folder else folder.name)}
+        return {language: _words(path.parent.name if path.parent != folder else folder.name)}, None
     captions = {}
     for text in sorted(path.parent.glob(f"{_escaped(path.stem)}*.txt")):
         middle = text.name[len(path.stem) : -len(".txt")].lstrip(".")
         if not middle or _LANGUAGE.fullmatch(middle):
-            captions[middle or language] = text.read_text(encoding="utf8").strip()
-    return {spoken: caption for spoken, caption in captions.items() if caption}
+            try:
+                captions[middle or language] = text.read_text(encoding="utf8").strip()
+            except UnicodeDecodeError:
+                return {}, f"{text.relative_to(folder)}: not UTF-8"
+    return {spoken: caption for spoken, caption in captions.items() if caption}, None
 
 
 def _escaped(stem: str) -> str:
@@ -90,8 +98,7 @@ def _words(name: str) -> str:
 def from_csv(path: Path, *, image: str, caption: str, language: str) -> list[Row]:
     """Return a row for each line. Columns: the picture's path, CAPTION or CAPTION_LANG, and if you like tags (tags_LANG,
     separated by |), id, style, group, split, licence; any other column is kept as an attribute."""
-    _check_exists(path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _text_file(path, newline="") as file:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or ())
         if image not in names:
@@ -124,9 +131,8 @@ def _unflattened(line: Mapping[str, Any], caption: str) -> dict[str, Any]:
 
 def from_jsonl(path: Path, *, image: str, caption: str, language: str) -> list[Row]:
     """Return a row for each line, an object with the same fields as a CSV's columns; caption and tags may be objects by language."""
-    _check_exists(path)
     rows = []
-    with path.open(encoding="utf8") as file:
+    with _text_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -264,6 +270,17 @@ def _json_fields(data: bytes | None) -> dict[str, Any]:
 def _key(name: str) -> str:
     """Return the name as a WebDataset key: what stands for a folder or an extension there is replaced."""
     return re.sub(r"[^\w-]", "_", name.rpartition(".")[0] or name)
+
+
+@contextmanager
+def _text_file(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    """Open a table, with or without a byte order mark. Raises InvalidInput where it is not UTF-8."""
+    _check_exists(path)
+    with path.open(encoding="utf-8-sig", newline=newline) as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{path} is not UTF-8 text: save it as such ({error.reason})") from error
 
 
 def _check_exists(path: Path, *, folder: bool = False) -> None:
