@@ -97,8 +97,6 @@ class Installation:
         """Write it down, and make Ray's directory reachable from the home."""
         fields = {name: value for name, value in asdict(self).items() if name != "home"}
         write_atomically(self.home / "installation.json", json.dumps(fields, indent=2).encode())
-        if not (self.home / "ray").is_symlink():
-            (self.home / "ray").symlink_to(self.ray_directory)
         # `belvedere logs` finds what Serve's replicas write by way of the home.
         if not (self.home / "ray").is_symlink():
             (self.home / "ray").symlink_to(self.ray_directory)
