@@ -15,7 +15,7 @@ from belvedere_serving.server.grpc_door import WAITING
 from belvedere_serving.server.grpc_service import ANSWER_OF, GrpcAnswers
 from belvedere_serving.server.grpc_stream import Serialized
 from belvedere_serving.server.http_app import V2HttpApp
-from belvedere_serving.server.metrics import RayMetrics
+from belvedere_serving.server.metrics import AtIntervals, RayMetrics
 
 INGRESS = "V2Server"
 NUM_QUEUES = 6
@@ -32,7 +32,7 @@ class _V2Server:
         engine = engine_cache.load(folder, threads=config.threads, models=config.models)
         service.warm_up(engine, config.max_batch_size)
         labels = {"namespace": config.namespace, "service": config.service, "version": config.version}
-        self._service = service.assemble(engine, config, RayMetrics(labels))
+        self._service = service.assemble(engine, config, AtIntervals(RayMetrics(labels)))
         self._grpc = GrpcAnswers(self._service)
         bound_waiting_calls()
         service.collect_seldom()

@@ -148,8 +148,7 @@ class Batcher:
             yield
         finally:
             self._admitted_rows -= rows
-            if not self._admitted_rows:
-                self._metrics.set_queue_length(self._name, 0)
+            self._metrics.set_queue_length(self._name, self._admitted_rows)
 
     def _refuse(self, kind: str, why: str, retry_after_seconds: int) -> NoReturn:
         self._metrics.count_dropped(self._name, kind)

@@ -39,6 +39,8 @@ HOLD_SHARE, HOLD_SECONDS = 0.04, 0.04
 
 Those who come in then come in together, which is cheaper for the event loop than one after the other between those it refuses.
 """
+_LONGEST_KEPT = 256
+"""The targets of requests are kept by what they ask for, unless they are longer: clients choose them."""
 TOO_BUSY = "the server is too busy; try again later"
 
 
@@ -105,15 +107,17 @@ class Door:
             if not self._inside[model]:
                 del self._inside[model]
 
-    def refused(self, path: str, told: bytes | None) -> bytes | None:
+    def refused(self, target: bytes, told: bytes | None) -> bytes | None:
         """Return the whole answer to a POST that is not let in, None for one that may come in. `told`: its deadline's header.
 
         For a server that has read no more than this, and has no task for the request: nothing is cheaper to it.
         """
-        if not path.endswith(_DOORED):
+        work = _work_of(target) if len(target) <= _LONGEST_KEPT else None
+        if work is None:
             return None
-        seconds = self._retry_after(model_of(path), told)
-        return None if seconds is None else _on_the_line(path.endswith(_OPENAI_WORK), seconds)
+        model, openai = work
+        seconds = self._retry_after(model, told)
+        return None if seconds is None else _on_the_line(openai, seconds)
 
     def _retry_after(self, model: str, told: bytes | None) -> int | None:
         closed = self._closed.get(model)
@@ -180,6 +184,13 @@ def model_of(path: str) -> str:
     """Return the model that a path names, empty where the body names it."""
     _, _, rest = path.rpartition("/v2/models/")
     return rest.partition("/")[0] if not path.endswith(_OPENAI_WORK) else ""
+
+
+@lru_cache(maxsize=256)
+def _work_of(target: bytes) -> tuple[str, bool] | None:
+    """Return the model that a request's target names, and whether it is read as OpenAI's clients do; None where it is no work."""
+    path = target.partition(b"?")[0].decode("ascii")
+    return (model_of(path), path.endswith(_OPENAI_WORK)) if path.endswith(_DOORED) else None
 
 
 def timeout_of(header: bytes | None) -> float | None:

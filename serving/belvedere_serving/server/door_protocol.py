@@ -15,9 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from belvedere_serving.server.door import DEADLINE_HEADER, Door
 
 _HEAD = re.compile(rb"POST ([!-$&-~]+) HTTP/1\.1((?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*)+)\r\n\r\n")
-_NOT_PLAIN = (b"\r\ntransfer-encoding:", b"\r\nexpect:", b"\r\nupgrade:")
-_LENGTH, _CONNECTION, _KEPT = b"\r\ncontent-length:", b"\r\nconnection:", b"keep-alive"
-_TOLD = b"\r\n" + DEADLINE_HEADER + b":"
+_TELLING = re.compile(
+    rb"\r\n(content-length|connection|transfer-encoding|expect|upgrade|%b):[ \t]*([^\r]*)" % re.escape(DEADLINE_HEADER)
+)
+"""The headers that have a say in where a request ends, or in how long it may take, in lower case."""
 _MOST_DIGITS = 15
 
 
@@ -52,9 +53,10 @@ class DoorProtocol(HttpToolsProtocol):
         if self._within or self._door is None or (self.cycle is not None and not self.cycle.response_complete):
             return 0
         head = _HEAD.match(data)
-        if head is None or (size := plain_size(headers := head[2].lower())) is None:
+        if head is None or (plain := plain_head(head[2].lower())) is None:
             return 0
-        answer = self._door.refused(head[1].partition(b"?")[0].decode("ascii"), header(headers, _TOLD))
+        size, told = plain
+        answer = self._door.refused(head[1], told)
         if answer is None:
             return 0
         self.transport.write(answer)
@@ -86,20 +88,26 @@ class DoorProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
 
-def plain_size(headers: bytes) -> int | None:
-    """Return the size of a body by its head's lines in lower case, None where anything but one content-length has a say in it."""
-    if any(name in headers for name in _NOT_PLAIN) or headers.count(_LENGTH) != 1:
-        return None
-    if _CONNECTION in headers and (headers.count(_CONNECTION) > 1 or header(headers, _CONNECTION) != _KEPT):
-        return None
-    digits = header(headers, _LENGTH)
-    return int(digits) if digits is not None and digits.isdigit() and len(digits) <= _MOST_DIGITS else None
+def plain_head(headers: bytes) -> tuple[int, bytes | None] | None:
+    """Return the size of a body, and the deadline's header, by its head's lines in lower case.
 
-
-def header(headers: bytes, name: bytes) -> bytes | None:
-    """Return the value of a header; `name` as it stands in the head's lines, from the end of the line before to the colon."""
-    _, found, rest = headers.partition(name)
-    return rest.partition(b"\r\n")[0].strip(b" \t") if found else None
+    None where anything but one content-length has a say in the size.
+    """
+    digits: bytes | None = None
+    told: bytes | None = None
+    kept = False
+    for name, value in _TELLING.findall(headers):
+        if name == b"content-length" and digits is None:
+            digits = value.rstrip()
+        elif name == DEADLINE_HEADER:
+            told = value.rstrip() if told is None else told
+        elif name == b"connection" and not kept and value.rstrip() == b"keep-alive":
+            kept = True
+        else:
+            return None
+    if digits is None or not digits.isdigit() or len(digits) > _MOST_DIGITS:
+        return None
+    return int(digits), told
 
 
 def door_of(app: Any) -> Door | None:

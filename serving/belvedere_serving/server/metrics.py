@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 STAGES = ("preprocess", "queue", "model", "postprocess")
 _LABELS = ("namespace", "service", "version", "model")
 _SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]
+EXPORT_SECONDS = 1.0
+"""How often what was counted is handed on. Ray's exporter looks less often than that."""
 _SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
 
 
@@ -52,6 +56,69 @@ class NoMetrics:
 
     def observe_seconds(self, stage: str, model: str, seconds: float) -> None:
         """Do nothing."""
+
+
+def on_the_loop(seconds: float, call: Callable[[], None]) -> object:
+    """Call once, so many seconds from now, in the event loop that is running."""
+    return asyncio.get_running_loop().call_later(seconds, call)
+
+
+class AtIntervals:
+    """Adds up what is counted and reports it to another once in a while, lengths as they are then.
+
+    To Ray, one count more takes as long as half a refusal, and a length that changes with each request takes two of them a request.
+    """
+
+    def __init__(
+        self, to: ServerMetrics, *, later: Callable[[float, Callable[[], None]], object] = on_the_loop
+    ) -> None:
+        """`later`: calls something after so many seconds."""
+        self._to = to
+        self._later = later
+        self._is_due = False
+        self._requests: Counter[tuple[str, str, str]] = Counter()
+        self._dropped: Counter[tuple[str, str]] = Counter()
+        self._lengths: dict[str, int] = {}
+
+    def count_request(self, model: str, protocol: str, code: str, number: int = 1) -> None:
+        """Add to the answered requests."""
+        self._requests[model, protocol, code] += number
+        self._due()
+
+    def count_dropped(self, model: str, why: str, number: int = 1) -> None:
+        """Add to the requests that left the queue without being run."""
+        self._dropped[model, why] += number
+        self._due()
+
+    def set_queue_length(self, model: str, length: int) -> None:
+        """Note how many inputs wait."""
+        self._lengths[model] = length
+        self._due()
+
+    def observe_batch(self, model: str, size: int) -> None:
+        """Report the size of a batch at once: sizes cannot be added up."""
+        self._to.observe_batch(model, size)
+
+    def observe_seconds(self, stage: str, model: str, seconds: float) -> None:
+        """Report how long a stage took at once."""
+        self._to.observe_seconds(stage, model, seconds)
+
+    def _due(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._later(EXPORT_SECONDS, self._report)
+
+    def _report(self) -> None:
+        self._is_due = False
+        for (model, protocol, code), number in self._requests.items():
+            self._to.count_request(model, protocol, code, number)
+        for (model, why), number in self._dropped.items():
+            self._to.count_dropped(model, why, number)
+        for model, length in self._lengths.items():
+            self._to.set_queue_length(model, length)
+        self._requests.clear()
+        self._dropped.clear()
+        self._lengths.clear()
 
 
 class RayMetrics:

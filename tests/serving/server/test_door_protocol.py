@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from belvedere_platform.protocol import EMBED_TEXT
 from belvedere_serving.client.load import Lines, Outcome, bodies
 from belvedere_serving.server.door import Door, middlewares
-from belvedere_serving.server.door_protocol import DoorProtocol, door_of, plain_size
+from belvedere_serving.server.door_protocol import DoorProtocol, door_of, plain_head
 from belvedere_serving.server.service import InferenceService
 
 REFUSED, OK = b"HTTP/1.1 429", b"HTTP/1.1 200"
@@ -151,6 +151,7 @@ def test_any_pieces_of_any_requests_get_one_answer_each(
         (b"\r\ncontent-length:0\r\nconnection: keep-alive", 0),
         (b"\r\nhost: x", None),
         (b"\r\ncontent-length: 1\r\ncontent-length: 1", None),
+        (b"\r\ncontent-length:\r\ncontent-length: 1", None),
         (b"\r\ncontent-length: +1", None),
         (b"\r\ncontent-length: 1\r\ntransfer-encoding: chunked", None),
         (b"\r\ncontent-length: 1\r\nexpect: 100-continue", None),
@@ -161,7 +162,19 @@ def test_any_pieces_of_any_requests_get_one_answer_each(
     ],
 )
 def test_only_one_plain_length_says_where_a_request_ends(headers: bytes, size: int | None) -> None:
-    assert plain_size(headers) == size
+    assert plain_head(headers) == (None if size is None else (size, None))
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        (b"\r\ncontent-length: 1\r\nx-envoy-expected-rq-timeout-ms: 250 ", b"250"),
+        (b"\r\nx-envoy-expected-rq-timeout-ms:1\r\ncontent-length: 1\r\nx-envoy-expected-rq-timeout-ms: 2", b"1"),
+        (b"\r\ncontent-length: 1\r\nx-envoy-expected-rq-timeout-ms-2: 3", None),
+    ],
+)
+def test_a_head_tells_its_deadline(headers: bytes, told: bytes | None) -> None:
+    assert plain_head(headers) == (1, told)
 
 
 @pytest.mark.parametrize(
