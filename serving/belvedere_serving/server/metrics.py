@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
+
+from belvedere_serving.server.later import Later, on_the_loop
 
 STAGES = ("preprocess", "queue", "model", "postprocess")
 _LABELS = ("namespace", "service", "version", "model")
@@ -58,21 +59,13 @@ class NoMetrics:
         """Do nothing."""
 
 
-def on_the_loop(seconds: float, call: Callable[[], None]) -> object:
-    """Call once, so many seconds from now, in the event loop that is running."""
-    return asyncio.get_running_loop().call_later(seconds, call)
-
-
 class AtIntervals:
     """Adds up what is counted and reports it to another once in a while, lengths as they are then.
 
     To Ray, one count more takes as long as half a refusal, and a length that changes with each request takes two of them a request.
     """
 
-    def __init__(
-        self, to: ServerMetrics, *, later: Callable[[float, Callable[[], None]], object] = on_the_loop
-    ) -> None:
-        """`later`: calls something after so many seconds."""
+    def __init__(self, to: ServerMetrics, *, later: Later = on_the_loop) -> None:
         self._to = to
         self._later = later
         self._is_due = False

@@ -43,6 +43,7 @@ from belvedere_serving.server.engine_cache import LoadedEngine
 from belvedere_serving.server.head_models import EnginePlace, head_models, warm_up_heads
 from belvedere_serving.server.metrics import ServerMetrics
 from belvedere_serving.server.models import Model, ServedModel, no_tokens
+from belvedere_serving.server.patience import Patience
 from belvedere_serving.server.statistics import ModelStatistics
 from belvedere_serving.server.timing import Timing
 from belvedere_serving.server.tracing import Tracing, tracing_of
@@ -83,6 +84,7 @@ class InferenceService:
         version: str = "",
         tracing: Tracing | None = None,
         executors: Sequence[Executor] = (),
+        patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = {model.name: model for model in models}
@@ -92,6 +94,7 @@ class InferenceService:
         self.version = version
         self._tracing = tracing or Tracing()
         self._executors = executors
+        self._patience = patience
         self._clock = clock
         self._closing = False
         self._plugins: Plugins | None = None
@@ -259,6 +262,8 @@ class InferenceService:
 
     def count_refused(self, model: str, protocol: str, number: int = 1) -> None:
         """Count requests that were refused before they were read."""
+        if self._patience is not None:
+            self._patience.refused()
         name = model if model in self._models else "unknown"
         self._metrics.count_dropped(name, "busy", number)
         self._metrics.count_request(name, protocol, Reason.RESOURCE_EXHAUSTED.name, number)
@@ -266,6 +271,8 @@ class InferenceService:
     async def close(self) -> None:
         """Stop taking requests and end the workers."""
         self._closing = True
+        if self._patience is not None:
+            self._patience.close()
         for model in self._models.values():
             await model.close()
         for executor in self._executors:
@@ -328,6 +335,7 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         version=config.version,
         tracing=tracing_of(resource={f"belvedere.{name}": value for name, value in told.items()}),
         executors=(working, preparing),
+        patience=Patience(),
     )
     if config.plugins:
         service.use_plugins(Plugins(Path(config.plugins)))

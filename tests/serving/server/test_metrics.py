@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from belvedere_serving.server.metrics import EXPORT_SECONDS, AtIntervals, NoMetrics
+from timer import Timer
 
 
 class Reported(NoMetrics):
@@ -26,24 +25,8 @@ class Reported(NoMetrics):
         self.said.append(("seconds", stage, model, seconds))
 
 
-class Timer:
-    """Calls what is due when the test says that it is."""
-
-    def __init__(self) -> None:
-        self.due: list[tuple[float, Callable[[], None]]] = []
-
-    def later(self, seconds: float, call: Callable[[], None]) -> None:
-        self.due.append((seconds, call))
-
-    def ring(self) -> None:
-        ((seconds, call),) = self.due
-        assert seconds == EXPORT_SECONDS
-        self.due.clear()
-        call()
-
-
 def test_counts_are_reported_together_and_once() -> None:
-    reported, timer = Reported(), Timer()
+    reported, timer = Reported(), Timer(EXPORT_SECONDS)
     metrics = AtIntervals(reported, later=timer.later)
     for length in (1, 2, 3, 2):
         metrics.set_queue_length("m", length)
@@ -65,7 +48,7 @@ def test_counts_are_reported_together_and_once() -> None:
 
 
 def test_what_cannot_be_added_up_is_reported_at_once() -> None:
-    reported, timer = Reported(), Timer()
+    reported, timer = Reported(), Timer(EXPORT_SECONDS)
     AtIntervals(reported, later=timer.later).observe_seconds("queue", "m", 0.25)
     assert reported.said == [("seconds", "queue", "m", 0.25)]
     assert timer.due == []
