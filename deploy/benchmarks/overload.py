@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import numpy as np
 from belvedere_platform.telemetry.benchmark import Row, result
 from belvedere_serving.client import grpc_load, load
 from belvedere_serving.client.load import Outcome
+from usage import Usage
 
 DEADLINE_SECONDS = 1.0
 TIMES = 3
@@ -29,23 +31,47 @@ class Overload:
 
     peak: float
     """Answers a second to as many clients as fill its batches: the most before and after, as other work may have disturbed either."""
+    answer_seconds: float
+    """Processor time of the server for an answer at its peak."""
     rate: float
     """Requests a second that were sent."""
     outcome: Outcome
     warm: Outcome
-    memory: tuple[float, float]
-    """MiB before and after, behind the warm-up; 0 where the process was not found."""
+    server: tuple[Usage, Usage]
+    """What the server had used before and after, behind the warm-up; nothing where its process was not found."""
+    client_seconds: float
+    """Processor time that this process took to send and to receive all that."""
 
     @property
     def goodput(self) -> float:
         """Return the answers in time, a second."""
         return len([taken for taken in self.outcome.latencies if taken <= DEADLINE_SECONDS]) / self.outcome.seconds
 
+    @property
+    def refusal_microseconds(self) -> float | None:
+        """Return the server's processor time by the number of refusals, of what answers do not account for."""
+        before, after = self.server
+        if not before.memory_mib or not self.outcome.refused:
+            return None
+        more = after.cpu_seconds - before.cpu_seconds - self.answer_seconds * len(self.outcome.latencies)
+        return 1e6 * more / len(self.outcome.refused)
+
+    @property
+    def client(self) -> str:
+        """Return in words what the client took of its core: one that had no time left would not send what it should."""
+        microseconds = 1e6 * self.client_seconds / max(1, self.outcome.statuses.total())
+        return f"the client took {self.client_seconds / self.outcome.seconds:.2f} of a core, {microseconds:.0f} µs a request"
+
 
 def server_and_client_cores() -> tuple[set[int], set[int]]:
     """Return which cores the server has, and which the client."""
     mine = sorted(os.sched_getaffinity(0))
     return (set(mine[:-1]), {mine[-1]}) if len(mine) > 1 else (set(mine), set(mine))
+
+
+def said_cores(servers: set[int], client: set[int]) -> str:
+    """Return in words who has which cores."""
+    return "one core for all" if servers == client else f"{len(servers)} core for the server, another for the client"
 
 
 @contextlib.contextmanager
@@ -81,34 +107,41 @@ def over_grpc(address: str, given: Sequence[bytes]) -> Way:
     return Way(said=f"grpc://{address}", closed_loop=loops[0], open_loop=loops[1])
 
 
-async def overload(
-    way: Way, *, seconds: float, memory_mib: Callable[[], float], say: Callable[[str], None]
-) -> Overload:
+async def overload(way: Way, *, seconds: float, used: Callable[[], Usage], say: Callable[[str], None]) -> Overload:
     """Find the peak of a server, then send three times as much for so long, and look at the peak again."""
 
-    async def peak_now() -> float:
-        return max([(await way.closed_loop(clients=32, seconds=5)).per_second for _ in range(2)])
+    async def peak_now() -> tuple[float, int]:
+        found = [await way.closed_loop(clients=32, seconds=5) for _ in range(2)]
+        return max(one.per_second for one in found), sum(len(one.latencies) for one in found)
 
-    peak = await peak_now()
+    idle = used()
+    peak, answers = await peak_now()
+    answer_seconds = (used().cpu_seconds - idle.cpu_seconds) / max(1, answers)
     rate = TIMES * peak
     say(f"{way.said}: peak {peak:.0f}/s; now {rate:.0f}/s for {seconds:.0f} s")
     warm = await way.open_loop(rate=rate, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
-    before = memory_mib()
+    before, mine = used(), time.process_time()
     outcome = await way.open_loop(rate=rate, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
-    after = memory_mib()
-    peak = max(peak, await peak_now())
+    after, mine = used(), time.process_time() - mine
+    peak = max(peak, (await peak_now())[0])
     say(f"{way.said}: peak {peak:.0f}/s before and after; {outcome.statuses}")
-    return Overload(peak=peak, rate=rate, outcome=outcome, warm=warm, memory=(before, after))
+    return Overload(
+        peak=peak,
+        answer_seconds=answer_seconds,
+        rate=rate,
+        outcome=outcome,
+        warm=warm,
+        server=(before, after),
+        client_seconds=mine,
+    )
 
 
-def overload_rows(found: Overload, *, name: str, seconds: float) -> list[Row]:
-    """Return the rows of one server; their names begin with `name`."""
-    outcome, (before, after) = found.outcome, found.memory
-    statuses = dict(sorted((found.warm.statuses + outcome.statuses).items()))
-    servers, client = server_and_client_cores()
-    where = f"{len(servers)} core for the server, another for the client" if servers != client else "one core for both"
-    note = f"{seconds:.0f} s at {found.rate:.0f}/s, {found.rate / found.peak:.1f} times the peak; {where}; answers: {statuses}"
-    rows = [
+def overload_rows(found: Overload, *, name: str, where: str) -> list[Row]:
+    """Return the rows of one server; their names begin with `name`. `where`: who had which cores."""
+    outcome, (before, after) = found.outcome, found.server
+    refused = 1000 * float(np.median(outcome.refused)) if outcome.refused else None
+    own = 1e6 * found.answer_seconds
+    return [
         result(
             f"{name}_goodput_ratio",
             found.goodput / found.peak,
@@ -118,32 +151,37 @@ def overload_rows(found: Overload, *, name: str, seconds: float) -> list[Row]:
             own_value=found.goodput,
             peer="peak",
             peer_value=found.peak,
-            note=note,
+            note=_how(found, where),
         ),
         result(
             f"{name}_rss_growth_mib",
-            after - before if before else None,
+            after.memory_mib - before.memory_mib if before.memory_mib else None,
             "MiB",
             "lower",
             50.0,
-            own_value=after,
-            note="after a warm-up under the same load" if before else "the server's process was not found",
+            own_value=after.memory_mib,
+            note="after a warm-up under the same load" if before.memory_mib else "the server's process was not found",
         ),
-        result(
-            f"{name}_accepted_p99_ms",
-            outcome.percentile(99),
-            "ms",
-            "lower",
-            1000 * DEADLINE_SECONDS,
-            note="at the client",
-        ),
-        result(
-            f"{name}_refused_p50_ms",
-            1000 * float(np.median(outcome.refused)) if outcome.refused else None,
-            "ms",
-            "lower",
+        _row(f"{name}_accepted_p99_ms", outcome.percentile(99), "ms", 1000 * DEADLINE_SECONDS, "at the client"),
+        _row(f"{name}_refused_p50_ms", refused, "ms", None, "all that was not answered well, at the client"),
+        _row(
+            f"{name}_refusal_cpu_us",
+            found.refusal_microseconds,
+            "us",
             None,
-            note="all that was not answered well, at the client",
+            f"the server's processor time beyond {own:.0f} µs for each answer, as at its peak, by the number of refusals",
         ),
     ]
-    return rows
+
+
+def _row(name: str, value: float | None, unit: str, target: float | None, note: str) -> Row:
+    return result(name, value, unit, "lower", target, note=note)
+
+
+def _how(found: Overload, where: str) -> str:
+    """Return in words what was sent to what, and how it was answered."""
+    statuses = dict(sorted((found.warm.statuses + found.outcome.statuses).items()))
+    return (
+        f"{found.outcome.seconds:.0f} s at {found.rate:.0f}/s, {found.rate / found.peak:.1f} times the peak; "
+        f"{where}; {found.client}; answers: {statuses}"
+    )

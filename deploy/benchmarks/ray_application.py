@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from belvedere_operators.manifests.platform import RAY_ENVIRONMENT
 from belvedere_platform.errors import Unavailable
 from belvedere_platform.ports import free_ports
 from scratch import scratch
+from usage import Usage, usage
 
 HOST = Path(__file__).parent / "ray_host.py"
 ENDING_SECONDS = 60
@@ -40,22 +41,11 @@ class RayApplication:
         states: dict[str, int] = json.loads(self._process.stdout.readline())
         return states
 
-    def memory_mib(self) -> float:
-        """Return the memory of the replica, by the kernel's account; 0 where its process is not found."""
+    def usage(self) -> Usage:
+        """Return what the replica has used so far."""
         # Ray names a replica's process so.
         title = f"ray::ServeReplica:{self._name}:".encode()
-        return memory_mib(lambda words: words[0].startswith(title))
-
-
-def memory_mib(is_meant: Callable[[list[bytes]], bool]) -> float:
-    """Return the memory of the processes whose command line is meant, by the kernel's account."""
-    found = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if is_meant((folder / "cmdline").read_bytes().split(b"\0")):
-                fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-                found += int(fields["VmRSS"].split()[0])
-    return found / 1024
+        return usage(lambda words: words[0].startswith(title))
 
 
 @dataclass(frozen=True, kw_only=True)

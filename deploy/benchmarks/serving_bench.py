@@ -34,19 +34,32 @@ from belvedere_platform.telemetry.benchmark import Row, result, write_benchmark
 from belvedere_serving.client.grpc_load import messages
 from belvedere_serving.client.load import Body, Outcome, bodies, closed_loop
 from belvedere_serving.engines.build import build
+from belvedere_serving.gateway.world import Replica
 from belvedere_serving.tuning.search import Settings
 from belvedere_serving.tuning.servers import own_server
 from ending import end_in_order
 from engine_rows import engine_rows
+from front import in_front_of
 from generation import generation_rows
 from head_rows import int8_head_rows
 from length_rows import length_rows
 from malformed import malformed_grpc, malformed_http
-from overload import on_cores, over_grpc, over_http, overload, overload_rows, server_and_client_cores
+from overload import (
+    DEADLINE_SECONDS,
+    Way,
+    on_cores,
+    over_grpc,
+    over_http,
+    overload,
+    overload_rows,
+    said_cores,
+    server_and_client_cores,
+)
 from peer_engine import Engine
-from ray_application import memory_mib, ray_application
+from ray_application import ray_application
 from scratch import scratch
 from servers import peer, triton
+from usage import usage
 from vision import Vision, picture, push_model
 
 PACKAGES = ("belvedere", "torch", "onnxruntime", "openvino", "ray", "tritonclient", "aiohttp")
@@ -88,7 +101,7 @@ async def server_rows(store: ArtifactStore, folder: Path, options: argparse.Name
             if "malformed" in options.only:
                 rows.append(await _malformed(url, f"127.0.0.1:{own.grpc}", given, options.malformed))
     if "overload" in options.only:
-        rows += await _ray_overload(arguments, given, options.overload_seconds)
+        rows += await _ray_overload(arguments, given, folder, options.overload_seconds)
         rows += await _bare_overload(engine.digest, store.url, given, options.overload_seconds)
     return rows
 
@@ -192,24 +205,31 @@ async def _overhead(url: str, given: list[Body], engine: Engine) -> Row:
     )
 
 
-async def _ray_overload(arguments: dict[str, Any], given: list[Body], seconds: float) -> list[Row]:
-    """Return how our application does on Ray Serve; over gRPC for a fifth of the time."""
+async def _ray_overload(arguments: dict[str, Any], given: list[Body], folder: Path, seconds: float) -> list[Row]:
+    """Return how our application does on Ray Serve; over gRPC and behind the gateway for a fifth of the time each."""
     say("starting our server for too much load")
     servers, client = server_and_client_cores()
-    with contextlib.ExitStack() as stack:
+    calls = messages(EMBED_IMAGE, [picture(number, SMALL) for number in range(32)])
+    rows: list[Row] = []
+
+    where = said_cores(servers, client)
+
+    async def to(way: Way, name: str, seconds: float, between: str = "") -> None:
+        found = await overload(way, seconds=seconds, used=own.usage, say=say)
+        rows.extend(overload_rows(found, name=name, where=where + between))
+
+    async with contextlib.AsyncExitStack() as stack:
         with on_cores(servers):
             own = stack.enter_context(ray_application(arguments, name="bench"))
-        with on_cores(client):
-            way, seconds_of_grpc = over_http(f"http://127.0.0.1:{own.http}", given), seconds / 5
-            found = await overload(way, seconds=seconds, memory_mib=own.memory_mib, say=say)
-            way = over_grpc(
-                f"127.0.0.1:{own.grpc}", messages(EMBED_IMAGE, [picture(number, SMALL) for number in range(32)])
-            )
-            over = await overload(way, seconds=seconds_of_grpc, memory_mib=own.memory_mib, say=say)
-    return [
-        *overload_rows(found, name="overload", seconds=seconds),
-        *overload_rows(over, name="overload_grpc", seconds=seconds_of_grpc),
-    ]
+        stack.enter_context(on_cores(client))
+        await to(over_http(f"http://127.0.0.1:{own.http}", given), "overload", seconds)
+        await to(over_grpc(f"127.0.0.1:{own.grpc}", calls), "overload_grpc", seconds / 5)
+        replica = Replica(address="127.0.0.1", http_port=own.http, grpc_port=own.grpc)
+        front = in_front_of(replica, folder, timeout_seconds=DEADLINE_SECONDS)
+        port = await stack.enter_async_context(front)
+        await to(over_http(f"http://127.0.0.1:{port}", given), "overload_gateway", seconds / 5, " and Envoy")
+        await to(over_grpc(f"127.0.0.1:{port}", calls), "overload_gateway_grpc", seconds / 5, " and Envoy")
+    return rows
 
 
 async def _bare_overload(engine: str, artifacts: str, given: list[Body], seconds: float) -> list[Row]:
@@ -220,10 +240,10 @@ async def _bare_overload(engine: str, artifacts: str, given: list[Body], seconds
         with on_cores(servers):
             url = stack.enter_context(own_server(settings, artifacts=artifacts))
         port = url.rpartition(":")[2]
-        memory = partial(memory_mib, lambda words: b"--http-port" in words and port.encode() in words)
+        used = partial(usage, lambda words: b"--http-port" in words and port.encode() in words)
         with on_cores(client):
-            found = await overload(over_http(url, given), seconds=seconds, memory_mib=memory, say=say)
-    return overload_rows(found, name="overload_bare", seconds=seconds)
+            found = await overload(over_http(url, given), seconds=seconds, used=used, say=say)
+    return overload_rows(found, name="overload_bare", where=said_cores(servers, client))
 
 
 async def _malformed(url: str, address: str, given: list[Body], number: int) -> Row:
