@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from click.testing import CliRunner
@@ -21,7 +23,7 @@ from training_subject import Subject
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "training" / "questions.yaml"
 NAMES = ("easy_vqa_accuracy", "itm_auc")
-QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "128000"))
+QUESTION_PAIRS = int(os.environ.get("BELVEDERE_BENCH_QUESTION_PAIRS", "44800"))
 MATCH_PAIRS = int(os.environ.get("BELVEDERE_BENCH_MATCH_PAIRS", "10000"))
 
 
@@ -35,7 +37,7 @@ def rows(subject: Subject) -> list[Row]:
 
 def answered(subject: Subject, corpus: Corpus) -> Row:
     """Ask everything that the set asks about pictures that were not seen."""
-    stepper, cost = asked_run(subject, "lm", QUESTION_PAIRS)
+    stepper, cost = asked_run(subject, "lm", {**example()["optimization"], "pairs": QUESTION_PAIRS})
     questions = questions_of(corpus)
     given = answers_in_words(corpus, stepper.model, stepper.tokenizer, questions)
     always = Counter(question.answer for question in questions).most_common(1)[0][1] / len(questions)
@@ -48,7 +50,8 @@ def matched(subject: Subject, corpus: Corpus) -> Row:
 
     It is shown captions alone: of most questions with an answer, the hardest wrong picture is one that they are true of as well.
     """
-    stepper, cost = asked_run(subject, "itm", MATCH_PAIRS, objectives={"itm": 1}, texts={"questionShare": 0})
+    optimization = {"pairs": MATCH_PAIRS, "batchSize": 64, "warmupPairs": 3000}
+    stepper, cost = asked_run(subject, "itm", optimization, objectives={"itm": 1}, texts={"questionShare": 0})
     value = match_auc(corpus, "en", stepper.model, stepper.tokenizer)
     return result(NAMES[1], value, "area", "higher", 0.9, note=f"{cost}; {len(corpus)} pictures of the test set")
 
@@ -56,16 +59,21 @@ def matched(subject: Subject, corpus: Corpus) -> Row:
 def asked_run(
     subject: Subject,
     name: str,
-    pairs: int,
+    optimization: Mapping[str, float],
     objectives: dict[str, float] | None = None,
     texts: dict[str, float] | None = None,
 ) -> tuple[Stepper, str]:
     """Return what a run like the example's, with other objectives and texts where given, has made, and what it cost."""
-    document = yaml.safe_load(EXAMPLE.read_text())["spec"]
-    document |= {"run": {"name": f"questions-{name}"}, "evaluation": {"everyPairs": 10**9}}
-    document["optimization"]["pairs"] = pairs
+    document = example() | {"run": {"name": f"questions-{name}"}, "evaluation": {"everyPairs": 10**9}}
+    document["optimization"] = dict(optimization)
     document["objectives"] = objectives or document["objectives"]
     document["data"]["texts"] = texts or document["data"]["texts"]
-    loop, _, seconds = trained(RunConfig.model_validate(document), subject.store)
+    loop, _, seconds = trained(RunConfig.model_validate(document), subject.store, cores=1)
     loop.stepper.model.eval()
-    return loop.stepper, f"{pairs} pairs in {seconds:.0f} s of processor time"
+    return loop.stepper, f"{optimization['pairs']} pairs in {seconds:.0f} s of processor time, one thread"
+
+
+def example() -> dict[str, Any]:
+    """Return the spec of the example."""
+    spec: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text())["spec"]
+    return spec

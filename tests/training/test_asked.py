@@ -27,6 +27,15 @@ def test_several_texts_a_picture_and_other_objectives_are_refused(
         prepare(resolve(config, store), store, LocalWorld(cores=1))
 
 
+def test_several_questions_a_picture_that_nothing_learns_from_are_refused(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure
+) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"optimization\.questionsPerPicture is 4, and neither objectives\.lm nor objectives\.mlm"
+    ):
+        prepare(resolve(run_config(questionsPerPicture=4), store), store, LocalWorld(cores=1))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -224,7 +224,7 @@ def test_a_run_with_every_objective_teacher_and_chunks_resumes_bit_for_bit(
 ) -> None:
     tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
     monkeypatch.setitem(TOWERS["nano"], "vit", tower)
-    config = resolve(with_all_objectives(run_config()), store)
+    config = resolve(with_all_objectives(run_config(), questionsPerPicture=3), store)
     unbroken = prepare(config, store, LocalWorld(cores=1))
     unbroken.run()
     prepare(config, store, LocalWorld(tmp_path / "state", cores=1)).run(until=48)

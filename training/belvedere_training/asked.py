@@ -8,7 +8,7 @@ from belvedere_platform.errors import InvalidInput
 from belvedere_training.config import RunConfig
 from belvedere_training.model.config import ModelConfig, has_view
 from belvedere_training.model.spatial import SHARES
-from belvedere_training.objectives.multitask import any_asked
+from belvedere_training.objectives.multitask import any_asked, needs_words
 
 
 def check_asked(config: RunConfig, shape: ModelConfig) -> None:
@@ -78,10 +78,16 @@ def _of_stages(config: RunConfig, shape: ModelConfig) -> Iterator[str]:
 
 
 def _check_texts(config: RunConfig) -> None:
-    """Raise InvalidInput where an objective beside contrast would have to choose among several texts."""
+    """Raise InvalidInput where contrast has one text and several are given, or nothing learns from those that are said."""
     count, wanted = config.optimization.texts_per_picture, config.objectives
     if count > 1 and (any_asked(wanted) or wanted.distillation or wanted.queue_size):
         raise InvalidInput(
             f"optimization.textsPerPicture is {count}, and objectives has more than contrast, which is learned from one text "
             "a picture: leave textsPerPicture out, or all of objectives"
+        )
+    several = config.optimization.questions_per_picture
+    if several > 1 and not needs_words(wanted):
+        raise InvalidInput(
+            f"optimization.questionsPerPicture is {several}, and neither objectives.lm nor objectives.mlm is asked, which learn "
+            "words from them: set one of them above 0, or leave questionsPerPicture out"
         )

@@ -106,6 +106,7 @@ class Stepper:
             augmentation=config.data.augmentation,
             texts=config.data.texts,
             texts_each=self.setting.texts_per_picture,
+            said_each=self.setting.questions_per_picture,
             apart=needs_words(self.objectives),
         )
         self.share_out(self.counts)

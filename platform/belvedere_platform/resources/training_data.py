@@ -50,7 +50,7 @@ class TextChoice(Part):
     balance_answers: Annotated[
         bool,
         Field(
-            description="draw each answer to a question as often as its others, so that none is right without a look at the picture"
+            description="draw each answer to a question as often as its others, so that none is right without a look at the picture. With optimization.questionsPerPicture: of each picture two questions that have their usual answer to each that has not"
         ),
     ] = False
     cel: ClassVar = (

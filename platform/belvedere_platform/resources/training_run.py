@@ -89,6 +89,14 @@ class Optimization(Part):
             description="texts drawn for each picture and contrasted with it; words are learned slower than pictures",
         ),
     ] = 1
+    questions_per_picture: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=32,
+            description="texts of each picture that words are learned from, each by itself: questions with their answers where it has any. The picture is looked at once for all of them",
+        ),
+    ] = 1
 
 
 class Architecture(Part):

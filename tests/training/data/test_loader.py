@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from belvedere_training.data.corpus import Corpus, corpus_texts
-from belvedere_training.data.loader import Ahead, Batch, Loader
+from belvedere_training.data.loader import Ahead, Batch, Loader, Said
 from belvedere_training.model.tokenizer import learn
 
 
@@ -43,6 +43,22 @@ def test_workers_share_one_global_batch(shapes: Corpus, tokenizer: Tokenizer) ->
     assert torch.equal(whole.pixels_B3SS, torch.cat([part.pixels_B3SS for part in parts]))
     assert torch.equal(whole.tokens_BT, torch.cat([part.tokens_BT for part in parts]))
     assert all(part.pairs == whole.pairs for part in parts)
+
+
+def test_workers_share_what_is_said_of_their_pictures(shapes: Corpus, tokenizer: Tokenizer) -> None:
+    def said(rows: slice) -> Said:
+        return (
+            Loader(shapes, tokenizer, seed=5, batch_size=8, rows=rows, said_each=3, apart=True, ahead=0).batch(8).said
+        )
+
+    whole, parts = said(slice(0, 8)), [said(slice(0, 2)), said(slice(2, 8))]
+    assert whole.tokens_CT is not None
+    assert len(whole.tokens_CT) == len(whole.asked_CT) == 24
+    for rows, part in zip((slice(0, 2), slice(2, 8)), parts, strict=True):
+        for one, other in zip(whole.rows(rows)[:2], part[:2], strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one, other)
 
 
 def test_what_comes_next_is_made_while_the_first_is_used() -> None:

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from belvedere_platform.resources.training_data import TextChoice
-from belvedere_training.data.texts import balancing, draw_questions, draw_text, join, statement
+from belvedere_training.data.texts import (
+    Usual,
+    balancing,
+    draw_questions,
+    draw_several,
+    draw_text,
+    join,
+    statement,
+    usual_answers,
+)
 
 RECORD: dict[str, Any] = {
     "captions": {"en": "red circle", "zh": "红色圆形"},
@@ -54,6 +63,39 @@ def test_answers_are_balanced_over_all_pictures_by_question() -> None:
     assert yes == pytest.approx(0.1 * 10 / 11, abs=0.02)
     both = draw_questions(records[0], choose, TextChoice(question_share=1, most_questions=5), weights)
     assert set(both.split("\n")) == {"is it blue? no", "what? circle"}
+
+
+def test_an_answer_is_usual_where_it_is_given_more_than_half_of_the_time() -> None:
+    asked = [
+        *[["is it blue?", "no"]] * 3,
+        ["is it blue?", "yes"],
+        ["what?", "circle"],
+        ["what?", "square"],
+        ["is it?", "yes"],
+    ]
+    assert usual_answers([{"questions": asked}, {}]) == {"is it blue?": ("no", pytest.approx(1 / 3))}
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["usual", "unusual", "other"]), min_size=1, max_size=12),
+    count=st.integers(1, 12),
+    seed=st.integers(0, 50),
+)
+def test_of_each_picture_two_questions_with_the_usual_answer_are_drawn_to_one_without(
+    kinds: list[str], count: int, seed: int
+) -> None:
+    usual = {f"{number}?": Usual("no", 0.2) for number, kind in enumerate(kinds) if kind != "other"}
+    answers = {"usual": "no", "unusual": "yes", "other": "red"}
+    asked = [(f"{number}?", answers[kind]) for number, kind in enumerate(kinds)]
+    drawn = draw_several(asked, count, random.Random(seed), usual)
+    assert len(drawn) == count
+    assert set(drawn) <= set(asked)
+    expected, unusual = (len({question for question, one in drawn if one == answer}) for answer in ("no", "yes"))
+    assert unusual == min(kinds.count("unusual"), max(1, count // 3))
+    wanted = min(2 * unusual or max(1, count // 2), count - unusual)
+    assert expected == min(kinds.count("usual"), wanted)
+    others = min(kinds.count("other"), count - unusual - expected)
+    assert len(set(drawn)) == unusual + expected + others
 
 
 def test_a_text_holds_as_many_answered_questions_as_asked_for() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere_platform.errors import InvalidInput
-from belvedere_training.model.attention import CrossAttention
+from belvedere_training.model.attention import CrossAttention, at
 from belvedere_training.model.blocked import quartered
 from belvedere_training.model.config import FusionConfig, ModelConfig, PixelConfig, TextConfig, Topology, VitConfig
 from belvedere_training.model.fusion import FusionBlock, Gate, prefix_mask
@@ -118,6 +118,22 @@ def test_a_causal_token_sees_nothing_that_comes_after_it(topology: Topology, pix
         again = model.fuse(pixels, changed, causal=True)
         torch.testing.assert_close(again.text_BTD[:, :cut], out.text_BTD[:, :cut], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(again.image_BND, out.image_BND, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("attend", ["full", "pooled", "top"])
+@pytest.mark.parametrize("topology", ["dual", *ACROSS])
+@pytest.mark.parametrize("causal", [True, False])
+def test_several_texts_of_a_picture_are_fused_as_if_each_were_alone(
+    topology: Topology, attend: str, causal: bool, pixels: torch.Tensor
+) -> None:
+    model = small(topology, attend=attend)
+    tokens = torch.randint(3, 400, (6, 8), generator=torch.Generator().manual_seed(2))
+    tokens[3, 5:] = PAD_ID
+    places = torch.tensor([[1, 7], [0, 2], [3, 3], [2, 4], [5, 1], [6, 0]])
+    text = model.text.encode(tokens, causal)
+    several = model.fuse_encoded(model.vision.encode(pixels), text, causal=causal, wanted_BA=places)
+    alone = model.fuse(pixels.repeat_interleave(2, 0), tokens, causal=causal)
+    torch.testing.assert_close(several.text_BTD, at(alone.text_BTD, places), rtol=1e-4, atol=1e-5)
 
 
 def test_the_prefix_mask_is_causal_on_text_only() -> None:

@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
+from belvedere_training.model.attention import at
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.language import hidden_word_loss, hide_words, next_word_loss
+from belvedere_training.objectives.language import asked_places, hidden_word_loss, hide_words, next_word_loss
 
 MASK_ID = 299
 
@@ -46,6 +49,19 @@ def test_only_answers_cost_where_a_text_asks() -> None:
     expected = functional.cross_entropy(logits[0, 1:2], tokens[0, 2:3])
     torch.testing.assert_close(next_word_loss(logits, tokens, asked_BT=asked), expected)
     assert next_word_loss(logits, tokens, asked_BT=torch.zeros_like(asked)) == 0
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["said", "asked", "padding"]), min_size=3, max_size=3), min_size=1, max_size=5)
+)
+def test_places_before_asked_words_cost_what_all_places_do(kinds: list[list[str]]) -> None:
+    tokens = torch.tensor([[1, *(PAD_ID if kind == "padding" else 4 for kind in row), 5] for row in kinds])
+    asked = torch.tensor([[False, *(kind != "said" for kind in row), False] for row in kinds])
+    logits = torch.randn(*tokens.shape, 9)
+    found = asked_places(tokens, asked)
+    shown = at(logits, found.place_BA)
+    expected = next_word_loss(logits, tokens, asked_BT=asked)
+    torch.testing.assert_close(hidden_word_loss(shown, found.target_BA, found.real_BA), expected)
 
 
 def test_only_words_that_were_asked_cost() -> None:

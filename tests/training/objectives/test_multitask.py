@@ -10,6 +10,7 @@ from belvedere_platform.resources.training_run import Objectives
 from belvedere_training.data.loader import Said
 from belvedere_training.model.config import sized
 from belvedere_training.model.vision_language import VisionLanguageModel
+from belvedere_training.objectives.language import next_word_loss
 from belvedere_training.objectives.multitask import MultiTask, Outputs, any_asked, check, drawn
 
 ALL = Objectives(itm=1, lm=1, mlm=0.5, mim=0.5, groups_per_step=3)
@@ -45,6 +46,28 @@ def test_words_are_learned_from_what_is_said_and_contrast_from_the_caption(
     apart = outputs(captions, Said(said, said > 0))
     assert torch.equal(apart.text_BE, outputs(captions, Said(None, captions > 0)).text_BE)
     assert torch.equal(apart.losses["lm"], outputs(said, Said(None, said > 0)).losses["lm"])
+
+
+def test_questions_of_one_picture_are_answered_as_if_each_had_a_picture_of_its_own(
+    whole: VisionLanguageModel, draw: torch.Generator
+) -> None:
+    module, pixels = MultiTask(whole, 299).eval(), torch.randn(2, 3, 32, 32, generator=draw)
+    captions, same = torch.tensor([[1, 5], [1, 6]]), torch.eye(2, dtype=torch.bool)
+    said = torch.tensor([[1, 7, 8, 9], [1, 9, 8, 0], [1, 7, 8, 9], [1, 7, 5, 4]])
+    asked = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 1]]).bool()
+    together = module(pixels, captions, Said(said, asked, 2), same, ("lm",), draw).losses["lm"]
+    logits = whole.words(whole.fuse(pixels.repeat_interleave(2, 0), said, causal=True).text_BTD)
+    torch.testing.assert_close(together, next_word_loss(logits, said, asked_BT=asked))
+    hidden = module(pixels, captions, Said(said, asked, 2), same, ("mlm",), draw.manual_seed(1)).losses["mlm"]
+    copied = module(
+        pixels.repeat_interleave(2, 0),
+        captions.repeat_interleave(2, 0),
+        Said(said, asked),
+        torch.eye(4, dtype=torch.bool),
+        ("mlm",),
+        draw.manual_seed(1),
+    )
+    torch.testing.assert_close(hidden, copied.losses["mlm"])
 
 
 def test_weights_that_no_term_used_get_a_gradient_of_zero(whole: VisionLanguageModel, draw: torch.Generator) -> None:

@@ -20,7 +20,7 @@ from belvedere_training.model.config import HALF, Normalization
 from belvedere_training.model.resolution import ResolutionRouter
 from belvedere_training.model.tokenizer import answers_of, encode, mark_ids
 
-# B pairs of this worker, S picture edge, T tokens
+# B pairs of this worker, C texts that words are learned from, S picture edge, T tokens
 
 Item = TypeVar("Item")
 
@@ -31,21 +31,32 @@ def mixed(*numbers: int) -> int:
 
 
 class Said(NamedTuple):
-    """What words are learned from. tokens_BT: None where it is the text that is contrasted; asked_BT: which are to be said.
+    """What words are learned from. tokens_CT: None where it is the text that is contrasted; asked_CT: which are to be said.
 
-    Asked are those of answers where a text asks, all where it does not.
+    Asked are those of answers where a text asks, all where it does not. each: texts of a picture; they lie together.
     """
 
-    tokens_BT: Tensor | None
-    asked_BT: Tensor
+    tokens_CT: Tensor | None
+    asked_CT: Tensor
+    each: int = 1
 
     def rows(self, rows: slice) -> Said:
-        """Return these rows."""
-        return Said(None if self.tokens_BT is None else self.tokens_BT[rows], self.asked_BT[rows])
+        """Return what is said of these pictures."""
+        own = several(rows, self.each)
+        return self._replace(
+            tokens_CT=None if self.tokens_CT is None else self.tokens_CT[own], asked_CT=self.asked_CT[own]
+        )
 
     def to(self, device: torch.device) -> Said:
         """Return the same on the device."""
-        return Said(None if self.tokens_BT is None else self.tokens_BT.to(device), self.asked_BT.to(device))
+        return self._replace(
+            tokens_CT=None if self.tokens_CT is None else self.tokens_CT.to(device), asked_CT=self.asked_CT.to(device)
+        )
+
+
+def several(rows: slice, each: int) -> slice:
+    """Return the rows of texts that belong to these pictures, each of which has so many."""
+    return slice(rows.start * each, rows.stop * each)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,7 @@ class Loader:
         augmentation: Augmentation | None = None,
         texts: TextChoice | None = None,
         texts_each: int = 1,
+        said_each: int = 1,
         apart: bool = False,
         ahead: int = 1,
     ) -> None:
@@ -92,7 +104,9 @@ class Loader:
         self.augmentation, self.normalization = augmentation or Augmentation(), normalization
         self.attributes, self.router = attributes or {}, router
         self._marks = mark_ids(tokenizer)
-        self.sampler = PairSampler(corpus, seed=seed, texts=texts, texts_each=texts_each, apart=apart)
+        self.sampler = PairSampler(
+            corpus, seed=seed, texts=texts, texts_each=texts_each, said_each=said_each, apart=apart
+        )
         self._ahead = Ahead(self.make, step=batch_size, depth=ahead)
 
     def batch(self, position: int) -> Batch:
@@ -110,22 +124,26 @@ class Loader:
         generator = torch.Generator().manual_seed(mixed(self.seed, position))
         own_B3SS = self.corpus.pixels(pairs.pictures[self.rows])
         pixels_B3SS = views(own_B3SS, generator, self.augmentation, self.rows, self.batch_size, self.normalization)
-        tokens_BT, *further = (self._tokens(texts, generator) for texts in pairs.all_texts())
-        said_BT = None if pairs.said == pairs.texts else self._tokens(pairs.said, generator)
-        asks_B1 = torch.tensor(pairs.asks[self.rows])[:, None]
-        asked_BT = ~asks_B1 | answers_of(tokens_BT if said_BT is None else said_BT, *self._marks)
+        tokens_BT, *further = (self._tokens(texts, generator, self.rows) for texts in pairs.all_texts())
         return Batch(
             pixels_B3SS=pixels_B3SS,
             tokens_BT=tokens_BT,
-            said=Said(said_BT, asked_BT),
+            said=self._said(pairs, tokens_BT, generator),
             pairs=pairs,
             further=tuple(further),
             attributes=self._attributes(pairs.pictures[self.rows]),
             resolutions=tuple(self.router.route(own_B3SS)) if self.router else None,
         )
 
-    def _tokens(self, texts: Sequence[str], generator: torch.Generator) -> Tensor:
-        return drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, self.rows)
+    def _said(self, pairs: Pairs, tokens_BT: Tensor, generator: torch.Generator) -> Said:
+        each = len(pairs.said) // len(pairs.pictures)
+        own = several(self.rows, each)
+        said_CT = None if pairs.said == pairs.texts else self._tokens(pairs.said, generator, own)
+        asks_C1 = torch.tensor(pairs.asks[own])[:, None]
+        return Said(said_CT, ~asks_C1 | answers_of(tokens_BT if said_CT is None else said_CT, *self._marks), each)
+
+    def _tokens(self, texts: Sequence[str], generator: torch.Generator, rows: slice) -> Tensor:
+        return drop_words(encode(self.tokenizer, texts, trim=True), generator, self.augmentation, rows)
 
     def _attributes(self, pictures: Sequence[int]) -> dict[str, Tensor]:
         """Return what each attribute of these pictures is, as the number of its value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,16 @@ import numpy as np
 
 from belvedere_platform.resources.training_data import TextChoice
 from belvedere_training.data.corpus import Corpus
-from belvedere_training.data.texts import balancing, draw_caption, draw_questions, draw_text
+from belvedere_training.data.texts import (
+    BETWEEN_QUESTIONS,
+    balancing,
+    draw_caption,
+    draw_questions,
+    draw_several,
+    draw_text,
+    statement,
+    usual_answers,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +31,7 @@ class Pairs:
     concepts: tuple[int, ...]
     texts: tuple[str, ...]
     said: tuple[str, ...]
-    """What words are learned from: the same texts, or the answered questions that `texts` leaves out."""
+    """What words are learned from: the same texts, or the answered questions that `texts` leaves out. Several a picture lie together."""
     asks: tuple[bool, ...]
     """Whether what is said is made of answered questions."""
     further: tuple[tuple[str, ...], ...] = ()
@@ -45,11 +55,15 @@ class PairSampler:
         seed: int,
         texts: TextChoice | None = None,
         texts_each: int = 1,
+        said_each: int = 1,
         apart: bool = False,
     ) -> None:
-        self.seed, self.texts, self.texts_each, self.apart = seed, texts or TextChoice(), texts_each, apart
+        self.seed, self.texts, self.apart = seed, texts or TextChoice(), apart
+        self.texts_each, self.said_each = texts_each, said_each
         self.records = corpus.records
-        self.weights = balancing(corpus.records) if self.texts.balance_answers else None
+        balanced = self.texts.balance_answers
+        self.weights = balancing(corpus.records) if balanced and said_each == 1 else None
+        self.usual = usual_answers(corpus.records) if balanced and said_each > 1 else None
         self.pictures = [tuple(positions) for positions in corpus.by_concept().values()]
 
     def batch(self, position: int, count: int) -> Pairs:
@@ -66,8 +80,10 @@ class PairSampler:
             questions = draw_questions(record, choose, self.texts, self.weights)
             caption = draw_caption(record, choose, self.texts) if self.apart or not questions else questions
             texts.append(caption)
-            said.append(questions or caption)
-            asks.append(bool(questions))
+            several = self._together(index, picture) if self.usual is not None else []
+            for question in several or [questions, *self._each(index, picture)]:
+                said.append(question or caption)
+                asks.append(bool(question))
         further = tuple(self._further(number, position, pictures) for number in range(1, self.texts_each))
         return Pairs(
             pictures=tuple(pictures),
@@ -77,6 +93,24 @@ class PairSampler:
             asks=tuple(asks),
             further=further,
         )
+
+    def _each(self, index: int, picture: int) -> Iterator[str]:
+        """Give the questions of a picture's second, third … text that words are learned from, each drawn as the first."""
+        for number in range(1, self.said_each):
+            choose = random.Random(f"{self.seed}/{index}/said/{number}")
+            yield draw_questions(self.records[picture], choose, self.texts)
+
+    def _together(self, index: int, picture: int) -> list[str]:
+        """Return the questions of all texts of a picture that words are learned from, balanced; nothing where it has none."""
+        questions, choose = self.records[picture].get("questions"), random.Random(f"{self.seed}/{index}/said")
+        if not questions:
+            return []
+        assert self.usual is not None
+        turns = [choose.random() < self.texts.question_share for _ in range(self.said_each)]
+        each = self.texts.most_questions
+        drawn = draw_several(questions, sum(turns) * each, choose, self.usual) if any(turns) else []
+        asked = (drawn[start : start + each] for start in range(0, len(drawn), each))
+        return [BETWEEN_QUESTIONS.join(statement(*one) for one in next(asked)) if turn else "" for turn in turns]
 
     def _further(self, number: int, position: int, pictures: list[int]) -> tuple[str, ...]:
         """Return one more text for each picture, drawn apart, so that the first ones are those of a run without."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from belvedere_platform.resources.training_data import TextChoice
 
 MARK = "?"
 BETWEEN_QUESTIONS = "\n"
 """What ends a question, and what ends its answer where another question follows: each is a token of its own."""
-
+USUAL_TO_UNUSUAL = 2
 
 Weights = Mapping[tuple[str, str], float]
 """By question and answer: how much more or less often it is drawn than others."""
@@ -33,10 +33,7 @@ def draw_questions(
     if weights is None:
         some = choose.sample(questions, min(len(questions), setting.most_questions))
     else:
-        some, left = [], list(questions)
-        while left and len(some) < setting.most_questions:
-            (place,) = choose.choices(range(len(left)), [weights[*one] for one in left])
-            some.append(left.pop(place))
+        some = _weighed(questions, [weights[*one] for one in questions], setting.most_questions, choose)
     return BETWEEN_QUESTIONS.join(statement(*one) for one in some)
 
 
@@ -44,6 +41,60 @@ def balancing(records: Sequence[Mapping[str, Any]]) -> Weights:
     """Return for each question with an answer how seldom that answer is. Goyal et al. 2017 (arXiv:1612.00837) balance a set alike."""
     counts = Counter((question, answer) for record in records for question, answer in record.get("questions", ()))
     return {one: 1 / count for one, count in counts.items()}
+
+
+class Usual(NamedTuple):
+    """The answer that a question has more than half of the time, and how many other answers there are to each of it."""
+
+    answer: str
+    odds: float
+
+
+def usual_answers(records: Sequence[Mapping[str, Any]]) -> dict[str, Usual]:
+    """Return the questions that a look at the question alone answers right more often than not, but not always."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for question, answer in record.get("questions", ()):
+            counts[question][answer] += 1
+    favourites = ((question, answers.total(), *answers.most_common(1)[0]) for question, answers in counts.items())
+    return {
+        question: Usual(answer, total / most - 1)
+        for question, total, answer, most in favourites
+        if most < total < 2 * most
+    }
+
+
+def draw_several(
+    questions: Sequence[Sequence[str]], count: int, choose: random.Random, usual: Mapping[str, Usual]
+) -> list[Sequence[str]]:
+    """Return so many questions of one picture: to each with an unusual answer two with the usual one, then those without any.
+
+    Balanced in each picture, or the picture alone would tell whether its questions have their usual answers; and two to one, because
+    of answers that are all equally likely nothing is learned from the question before the picture is understood (training/LOG.md).
+    Where a picture has too few, the first are asked again.
+    """
+    expected = [one for one in questions if one[0] in usual and usual[one[0]].answer == one[1]]
+    unusual = [one for one in questions if one[0] in usual and usual[one[0]].answer != one[1]]
+    others = [one for one in questions if one[0] not in usual]
+    some = choose.sample(unusual, min(len(unusual), max(1, count // (1 + USUAL_TO_UNUSUAL)), count))
+    wanted = min(USUAL_TO_UNUSUAL * len(some) or max(1, count // 2), count - len(some))
+    some += _weighed(expected, [usual[one[0]].odds for one in expected], wanted, choose)
+    some += choose.sample(others, min(len(others), count - len(some)))
+    some = some or list(questions)
+    return [some[number % len(some)] for number in range(count)]
+
+
+def _weighed(
+    questions: Sequence[Sequence[str]], weights: Sequence[float], count: int, choose: random.Random
+) -> list[Sequence[str]]:
+    """Return at most so many different ones, drawn by weight."""
+    left, odds = list(questions), list(weights)
+    some: list[Sequence[str]] = []
+    while left and len(some) < count:
+        (place,) = choose.choices(range(len(left)), odds)
+        odds.pop(place)
+        some.append(left.pop(place))
+    return some
 
 
 def draw_caption(record: Mapping[str, Any], choose: random.Random, setting: TextChoice) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-# B batch, T queries, S keys, D width, N heads, K width of a head
+# B batch, T queries, A of them that are wanted, S keys, D width, N heads, K width of a head
 
 # An attention mask is boolean and broadcasts to [B, N, T, S]; true where a query may look at a key. None: everywhere.
 Mask = Tensor | None
@@ -18,6 +18,18 @@ Mask = Tensor | None
 def split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:
     """Return [B, N, T, K]."""
     return x_BTD.reshape(*x_BTD.shape[:2], num_heads, -1).transpose(1, 2)
+
+
+def at(x_BTD: Tensor, wanted_BA: Tensor) -> Tensor:
+    """Return [B, A, D]: of each sequence the tokens at these places."""
+    return x_BTD.gather(1, wanted_BA[:, :, None].expand(-1, -1, x_BTD.shape[2]))
+
+
+def _rows(mask: Tensor, wanted_BA: Tensor, length: int) -> Tensor:
+    """Return [B, N, A, S]: what a mask lets these places look at."""
+    whole_BNTS = mask.expand(wanted_BA.shape[0], -1, length, -1)
+    place_BNAS = wanted_BA[:, None, :, None].expand(-1, whole_BNTS.shape[1], -1, whole_BNTS.shape[3])
+    return whole_BNTS.gather(2, place_BNAS)
 
 
 class SelfAttention(nn.Module):
@@ -30,9 +42,12 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, mask: Mask = None) -> Tensor:
-        """Return the attended values."""
+    def forward(self, x_BTD: Tensor, mask: Mask = None, wanted_BA: Tensor | None = None) -> Tensor:
+        """Return the attended values. wanted_BA: the places that look, all if None; the mask is that of all."""
         heads_BTD = self.query_key_value(x_BTD).chunk(3, dim=-1)
+        if wanted_BA is not None:
+            heads_BTD = (at(heads_BTD[0], wanted_BA), *heads_BTD[1:])
+            mask = None if mask is None else _rows(mask, wanted_BA, x_BTD.shape[1])
         query_BNTK, key_BNTK, value_BNTK = (split_heads(h, self.num_heads) for h in heads_BTD)
         mixed_BNTK = functional.scaled_dot_product_attention(
             query_BNTK,

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from belvedere_training.model.attention import CrossAttention, Mask, SelfAttention, checkpointed, mlp
+from belvedere_training.model.attention import CrossAttention, Mask, SelfAttention, at, checkpointed, mlp
 from belvedere_training.model.blocked import quartered
 from belvedere_training.model.config import Attend, ModelConfig, Topology
 from belvedere_training.model.tower import Encoded
 
-# B batch, N image tokens, T text tokens, S all tokens, D width
+# B batch, N image tokens, T text tokens, A of them that are wanted, S all tokens, D width
 
 
 class Fused(NamedTuple):
@@ -52,12 +52,20 @@ class FusionBlock(nn.Module):
         self.mlp = mlp(width)
 
     def forward(
-        self, x_BTD: Tensor, mask: Mask, context_BSD: Tensor | None = None, context_mask: Mask = None
+        self,
+        x_BTD: Tensor,
+        mask: Mask,
+        context_BSD: Tensor | None = None,
+        context_mask: Mask = None,
+        wanted_BA: Tensor | None = None,
     ) -> Tensor:
-        """Return the tokens; without a context there is no cross-attention."""
-        x_BTD = x_BTD + self.self_attention(self.self_norm(x_BTD), mask)
+        """Return the tokens, or those at the places wanted; without a context there is no cross-attention."""
+        mixed_BTD = self.self_attention(self.self_norm(x_BTD), mask, wanted_BA)
+        x_BTD = mixed_BTD + (x_BTD if wanted_BA is None else at(x_BTD, wanted_BA))
         if context_BSD is not None:
-            found_BTD = self.cross_attention(self.cross_norm(x_BTD), context_BSD, context_mask)
+            # Texts of one picture lie together and look at it as one long row: its keys are made once.
+            query_BTD = self.cross_norm(x_BTD).reshape(context_BSD.shape[0], -1, x_BTD.shape[2])
+            found_BTD = self.cross_attention(query_BTD, context_BSD, context_mask).reshape(x_BTD.shape)
             x_BTD = x_BTD + self.gate(found_BTD) * found_BTD
         out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out
@@ -80,14 +88,22 @@ class Fuser(nn.Module):
         self.blocks = nn.ModuleList(FusionBlock(width, config.fusion.num_heads) for _ in self.modes)
         self.norm = nn.LayerNorm(width)  # one for both modalities
 
-    def forward(self, image: Encoded, text: Encoded, *, causal: bool = False) -> Fused:
-        """Return both streams. causal: text sees all of the picture but no later text, and the picture sees no text."""
+    def forward(self, image: Encoded, text: Encoded, *, causal: bool = False, wanted_BA: Tensor | None = None) -> Fused:
+        """Return both streams. causal: text sees all of the picture but no later text, and the picture sees no text.
+
+        A picture may have several texts, as many as every other; they lie together and do not see each other.
+        wanted_BA: the places of each text that are asked for, all if None; the last block computes no others.
+        """
+        each = text.tokens_BTD.shape[0] // image.tokens_BTD.shape[0]
+        if each > 1 and not (causal and self.attend != "top" and set(self.modes) <= {"dual", "fusion"}):
+            image = repeated(image, each)
         image_BND = self.bridge(image.tokens_BTD) + self.modality_2D[0]
         text_BTD = text.tokens_BTD + self.modality_2D[1]
         recompute = self.recompute and self.training
-        for block, mode in zip(self.blocks, self.modes, strict=True):
+        for number, (block, mode) in enumerate(zip(self.blocks, self.modes, strict=True), start=1):
             step = self._together if mode == "unified" else self._apart
-            arguments = (block, mode, image_BND, text_BTD, image, text, causal)
+            wanted = wanted_BA if number == len(self.blocks) else None
+            arguments = (block, mode, image_BND, text_BTD, image, text, causal, wanted)
             image_BND, text_BTD = checkpointed(step, *arguments) if recompute else step(*arguments)
         image_BND, text_BTD = self.norm(image_BND), self.norm(text_BTD)
         return Fused(image_BND, text_BTD, text_BTD[:, 0])
@@ -101,15 +117,16 @@ class Fuser(nn.Module):
         image: Encoded,
         text: Encoded,
         causal: bool,
+        wanted_BA: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return both streams after a block that looks across, or not at all."""
         image_mask, text_mask = _keys(image.valid_BT), _keys(text.valid_BT)
         own_mask = text_mask & _lower(text_BTD) if causal else text_mask
         if mode == "dual":
-            return block(image_BND, image_mask), block(text_BTD, own_mask)
+            return block(image_BND, image_mask), block(text_BTD, own_mask, wanted_BA=wanted_BA)
         keys_BND = quartered(image_BND, image.grid, self.attend, text_BTD)
         keys_mask = image_mask if self.attend == "full" else None
-        text_out_BTD = block(text_BTD, own_mask, keys_BND, keys_mask)
+        text_out_BTD = block(text_BTD, own_mask, keys_BND, keys_mask, wanted_BA)
         # A picture that had seen the text would show each token what comes after it.
         if causal:
             return block(image_BND, image_mask), text_out_BTD
@@ -124,6 +141,7 @@ class Fuser(nn.Module):
         image: Encoded,
         text: Encoded,
         causal: bool,
+        wanted_BA: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return both streams after a block over their concatenation."""
         num_image = image_BND.shape[1]
@@ -132,7 +150,19 @@ class Fuser(nn.Module):
         if causal:
             mask = mask & prefix_mask(num_image, text_BTD.shape[1], text_BTD.device)
         x_BSD = block(torch.cat([image_BND, text_BTD], 1), mask)
-        return x_BSD[:, :num_image], x_BSD[:, num_image:]
+        text_BTD = x_BSD[:, num_image:]
+        return x_BSD[:, :num_image], text_BTD if wanted_BA is None else at(text_BTD, wanted_BA)
+
+
+def repeated(image: Encoded, each: int) -> Encoded:
+    """Return each picture so many times, for blocks in which it sees a text or its keys are chosen by one."""
+    tokens_BND, valid_BN, pooled_BD, grid = image
+    return Encoded(
+        tokens_BND.repeat_interleave(each, 0),
+        valid_BN.repeat_interleave(each, 0),
+        pooled_BD.repeat_interleave(each, 0),
+        grid,
+    )
 
 
 def modes(topology: Topology, num_layers: int) -> tuple[Topology, ...]:

@@ -41,14 +41,16 @@ class VisionLanguageModel(DualStream):
         """Return both modalities after fusion; causal where the text is to be continued."""
         return self.fuse_encoded(self.vision.encode(pixels_B3SS), self.text.encode(tokens_BT, causal), causal=causal)
 
-    def fuse_encoded(self, image: Encoded, text: Encoded, *, causal: bool = False) -> Fused:
-        """Return the same from what the towers made."""
+    def fuse_encoded(
+        self, image: Encoded, text: Encoded, *, causal: bool = False, wanted_BA: Tensor | None = None
+    ) -> Fused:
+        """Return the same from what the towers made, several texts of a picture together; of texts the places wanted, or all."""
         if not self.config.fusion.num_layers:
             raise InvalidInput(
                 "fusion.numLayers is 0: this model has no blocks that see both modalities; "
                 "use a topology of fusion, unified or hybrid with fusion.numLayers of 1 or more"
             )
-        fused: Fused = self.fuser(image, text, causal=causal)
+        fused: Fused = self.fuser(image, text, causal=causal, wanted_BA=wanted_BA)
         return fused
 
     def match(self, image: Encoded, text: Encoded) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from belvedere_training.model.text import PAD_ID
 
-# B texts, T tokens, V vocabulary
+# B texts, T tokens, A places that are asked, V vocabulary
 
 HIDDEN_SHARE = 0.15
 REPLACED_BY_MASK, REPLACED_BY_WORD = 0.8, 0.1
@@ -32,6 +32,22 @@ def next_word_loss(
         logits_BTV[:, :-1].flatten(0, 1).float(), target_BT.flatten(), label_smoothing=smoothing, reduction="sum"
     )
     return total / (~left_out_BT).sum().clamp(min=1)
+
+
+class Asked(NamedTuple):
+    """The places before the words that count, [B, A], which of them are real, and those words."""
+
+    place_BA: Tensor
+    real_BA: Tensor
+    target_BA: Tensor
+
+
+def asked_places(tokens_BT: Tensor, asked_BT: Tensor) -> Asked:
+    """Return where the asked tokens are said: of each text as many places as the one with the most has, later ones unreal."""
+    wanted_BT = asked_BT[:, 1:] & (tokens_BT[:, 1:] != PAD_ID)
+    most = int(wanted_BT.sum(1).max().clamp(min=1))
+    place_BA = (~wanted_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return Asked(place_BA, wanted_BT.gather(1, place_BA), tokens_BT[:, 1:].gather(1, place_BA))
 
 
 class Hidden(NamedTuple):

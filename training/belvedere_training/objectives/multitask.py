@@ -14,13 +14,14 @@ from belvedere_platform.resources.training_run import Objectives
 from belvedere_training.data.loader import Said
 from belvedere_training.model.config import ModelConfig
 from belvedere_training.model.disentangling import disentangling_loss
+from belvedere_training.model.text import TextTower
 from belvedere_training.model.tower import Encoded
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.language import hidden_word_loss, hide_words, next_word_loss
+from belvedere_training.objectives.language import asked_places, hidden_word_loss, hide_words
 from belvedere_training.objectives.matching import hard_negatives, matching_loss
 from belvedere_training.objectives.pixels import masked_image_loss
 
-# B pairs of this worker, T tokens, E embedding, S picture edge
+# B pairs of this worker, C texts that words are learned from, T tokens, E embedding, S picture edge
 
 GROUPS: tuple[tuple[str, ...], ...] = (("itm", "lm"), ("mlm",), ("mim",))
 """What is drawn together for a step. Contrast is part of every step."""
@@ -112,16 +113,16 @@ class MultiTask(nn.Module):
         model = self.model
         image, text = model.encode_image(pixels_B3SS, resolutions), model.text.encode(tokens_BT)
         image_BE, text_BE, scale = model.project_image(image), model.project_text(text), model.scale()
-        said_BT = tokens_BT if said.tokens_BT is None else said.tokens_BT
+        said_CT = tokens_BT if said.tokens_CT is None else said.tokens_CT
         losses: dict[str, Tensor] = {}
         if "itm" in terms:
             negatives = hard_negatives(image_BE, text_BE, scale, same_BB, generator)
             losses["itm"] = matching_loss(model, image, text, negatives)[0]
         if "lm" in terms:
-            made = text if said.tokens_BT is None and model.text.causal else None
-            losses["lm"] = self._next_words(image, made, said_BT, said.asked_BT)
+            made = text if said.tokens_CT is None and model.text.causal else None
+            losses["lm"] = self._next_words(image, made, said_CT, said.asked_CT)
         if "mlm" in terms:
-            losses["mlm"] = self._hidden_words(image, said_BT, generator)
+            losses["mlm"] = self._hidden_words(image, said_CT, generator)
         if "mim" in terms:
             losses["mim"] = masked_image_loss(model, pixels_B3SS, generator)
         if "disentangle" in terms:
@@ -131,15 +132,26 @@ class MultiTask(nn.Module):
             losses["unused"] = 0.0 * torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
         return Outputs(image_BE, text_BE, scale, losses)
 
-    def _next_words(self, image: Encoded, made: Encoded | None, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:
+    def _next_words(self, image: Encoded, made: Encoded | None, said_CT: Tensor, asked_CT: Tensor) -> Tensor:
         # A causal tower has made this pass for the contrast already (Yu et al. 2022, arXiv:2205.01917, section 3.2).
-        text = self.model.text.encode(tokens_BT, causal=True) if made is None else made
-        fused = self.model.fuse_encoded(image, text, causal=True)
-        return next_word_loss(self.model.words(fused.text_BTD), tokens_BT, asked_BT=asked_BT)
+        text = encoded_once(self.model.text, said_CT) if made is None else made
+        asked = asked_places(said_CT, asked_CT)
+        fused = self.model.fuse_encoded(image, text, causal=True, wanted_BA=asked.place_BA)
+        return hidden_word_loss(self.model.words(fused.text_BTD), asked.target_BA, asked.real_BA)
 
-    def _hidden_words(self, image: Encoded, tokens_BT: Tensor, generator: torch.Generator) -> Tensor:
+    def _hidden_words(self, image: Encoded, said_CT: Tensor, generator: torch.Generator) -> Tensor:
         assert self.mask_id is not None
-        hidden = hide_words(tokens_BT, self.mask_id, self.model.config.text.vocab_size, generator)
+        hidden = hide_words(said_CT, self.mask_id, self.model.config.text.vocab_size, generator)
         text = self.model.text.encode(hidden.tokens_BT, causal=False)
         fused = self.model.fuse_encoded(image, text)
-        return hidden_word_loss(self.model.words(fused.text_BTD), tokens_BT, hidden.asked_BT)
+        return hidden_word_loss(self.model.words(fused.text_BTD), said_CT, hidden.asked_BT)
+
+
+def encoded_once(tower: TextTower, tokens_CT: Tensor) -> Encoded:
+    """Return the causal encoding of the texts, of which those that are the same are encoded once: a set has few questions.
+
+    Without the last token, after which nothing is said.
+    """
+    distinct_UT, place_C = torch.unique(tokens_CT[:, :-1], dim=0, return_inverse=True)
+    encoded = tower.encode(distinct_UT, causal=True)
+    return Encoded(encoded.tokens_BTD[place_C], encoded.valid_BT[place_C], encoded.pooled_BD[place_C], encoded.grid)
