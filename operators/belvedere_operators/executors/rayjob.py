@@ -57,15 +57,22 @@ def submission(manifest: Manifest) -> tuple[str, dict[str, Any]]:
     if not isinstance(runtime_env, dict):
         raise InvalidInput("spec.runtimeEnvYAML must be a mapping, for example `env_vars: {NAME: value}`")
     fields: dict[str, Any] = {"runtime_env": runtime_env, "metadata": dict(spec.get("metadata") or {})}
-    for ours, theirs, number in (
-        ("entrypointNumCpus", "entrypoint_num_cpus", float),
-        ("entrypointNumGpus", "entrypoint_num_gpus", float),
-    ):
+    for ours, theirs in (("entrypointNumCpus", "entrypoint_num_cpus"), ("entrypointNumGpus", "entrypoint_num_gpus")):
         if ours in spec:
-            fields[theirs] = number(spec[ours])
+            fields[theirs] = _number(spec, ours)
     if spec.get("entrypointResources"):
-        fields["entrypoint_resources"] = json.loads(spec["entrypointResources"])
+        try:
+            fields["entrypoint_resources"] = json.loads(spec["entrypointResources"])
+        except ValueError as error:
+            raise InvalidInput(f"spec.entrypointResources is not JSON: {error}") from error
     return spec["entrypoint"], fields
+
+
+def _number(spec: Mapping[str, Any], name: str) -> float:
+    try:
+        return float(spec[name])
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"spec.{name} is {spec[name]!r}; it must be a number") from error
 
 
 def status_of(manifest: Manifest, job: Mapping[str, Any]) -> Status:

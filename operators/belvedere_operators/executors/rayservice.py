@@ -50,10 +50,11 @@ def application_of(manifest: Manifest) -> Application:
     except yaml.YAMLError as error:
         raise InvalidInput(f"spec.serveConfigV2 is not YAML: {error}") from error
     applications = config.get("applications") if isinstance(config, dict) else None
-    if not isinstance(applications, list) or len(applications) != 1 or "import_path" not in applications[0]:
+    only = applications[0] if isinstance(applications, list) and len(applications) == 1 else None
+    if not isinstance(only, dict) or "import_path" not in only:
         raise InvalidInput("spec.serveConfigV2.applications must hold one application with an import_path")
     name = application_name(key_of(manifest))
-    return {**applications[0], "name": name, "route_prefix": f"/{name}"}
+    return {**only, "name": name, "route_prefix": f"/{name}"}
 
 
 def serve_config(

@@ -70,6 +70,8 @@ def test_submission_reads_the_runtime_environment() -> None:
         ({"backoffLimit": 2}, "spec.backoffLimit is 2"),
         ({"runtimeEnvYAML": "["}, "spec.runtimeEnvYAML is not YAML"),
         ({"runtimeEnvYAML": "word"}, "spec.runtimeEnvYAML must be a mapping"),
+        ({"entrypointNumCpus": "many"}, "spec.entrypointNumCpus is 'many'"),
+        ({"entrypointResources": "{"}, "spec.entrypointResources is not JSON"),
     ],
 )
 def test_submission_that_cannot_be_made_names_the_field(spec: dict[str, Any], message: str) -> None:
@@ -98,7 +100,11 @@ def test_application_gets_the_name_and_prefix_of_its_ray_service() -> None:
     assert made == {"name": "n.s", "route_prefix": "/n.s", "import_path": "a:b"}
 
 
-@pytest.mark.parametrize("config", ["", "[", "applications: []", {"applications": [{}]}, {"applications": [{}, {}]}])
+@pytest.mark.parametrize(
+    "config",
+    ["", "[", "applications: []", {"applications": [{}]}, {"applications": [{}, {}]}, {"applications": [3]},
+     {"applications": ["import_path"]}],
+)  # fmt: skip
 def test_serve_config_that_is_wrong_is_refused(config: Any) -> None:
     with pytest.raises(InvalidInput, match=r"spec\.serveConfigV2"):
         application_of(ray_service(config))
