@@ -167,6 +167,21 @@ class Recording:
         self._response: list[bytes] = []
         self._num_bytes = 0
 
+    @property
+    def namespace(self) -> str:
+        """Of the service that was asked."""
+        return self._exchange.namespace
+
+    @property
+    def service(self) -> str:
+        """The service that was asked."""
+        return self._exchange.service
+
+    @property
+    def num_bytes(self) -> int:
+        """What is kept of it by now."""
+        return self._num_bytes
+
     def take(self, message: Any) -> Exchange | None:
         """Take a piece; returns the exchange when it was the last. Raises Unreadable when there is too much of it."""
         kind = message.WhichOneof("request")

@@ -68,6 +68,7 @@ class ShadowTap(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         self._queue: asyncio.Queue[Exchange] = asyncio.Queue(MAX_QUEUED)
         self._queued_bytes = 0
         self._num_open = 0
+        self._open_bytes = 0
         self._turn = 0
 
     async def Process(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -79,7 +80,9 @@ class ShadowTap(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc]
             return
         self._num_open += 1
         try:
-            await self._record(Recording(namespace=namespace, service=service, protocol=protocol), requests)
+            exchange = await self._record(Recording(namespace=namespace, service=service, protocol=protocol), requests)
+            if exchange is not None:
+                self._offer(exchange)
         except Unreadable as error:
             log.debug("exchange not compared: %s", error)
             self._count(namespace, service, "unreadable")
@@ -88,12 +91,22 @@ class ShadowTap(ext_proc_grpc.ExternalProcessorServicer):  # type: ignore[misc]
         return
         yield  # makes this a stream of answers, an empty one
 
-    async def _record(self, recording: Recording, requests: AsyncIterator[Any]) -> None:
-        async for message in requests:
-            exchange = recording.take(message)
-            if exchange is not None:
-                self._offer(exchange)
-                return
+    async def _record(self, recording: Recording, requests: AsyncIterator[Any]) -> Exchange | None:
+        """Return the exchange when it is whole; None when it ends before, or there is no room for what is heard at once."""
+        held = 0
+        try:
+            async for message in requests:
+                exchange = recording.take(message)
+                self._open_bytes += recording.num_bytes - held
+                held = recording.num_bytes
+                if self._open_bytes + self._queued_bytes > MAX_QUEUED_BYTES:
+                    self._count(recording.namespace, recording.service, "dropped")
+                    return None
+                if exchange is not None:
+                    return exchange
+        finally:
+            self._open_bytes -= held
+        return None
 
     def _offer(self, exchange: Exchange) -> None:
         if not exchange.is_inference:
