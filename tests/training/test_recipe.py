@@ -173,6 +173,15 @@ def test_a_loss_that_is_no_number_stops_the_run(
         loop.run()
 
 
+def test_a_loss_that_is_no_number_on_one_worker_ends_all(
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = prepare(resolve(run_config(), store), store, LocalWorld(cores=1)).stepper
+    monkeypatch.setattr("belvedere_training.step.mean_over_workers", lambda value, world: value + float("inf"))
+    with pytest.raises(Diverged, match=r"the loss of another worker is no number; here it is \d+"):
+        stepper.step(0)
+
+
 def test_pictures_and_texts_are_varied_as_the_data_says(
     store: ArtifactStore, tiny: ModelConfig, run_config: Configure
 ) -> None:

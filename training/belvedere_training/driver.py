@@ -61,8 +61,11 @@ def train_on_ray(config: RunConfig, artifacts_url: str, num_workers: int | None 
     store = ArtifactStore(artifacts_url)
     error_file = f"{checkpoint_root()}/{config.identity}/{ERROR_FILE}"
     _remove(error_file)
-    _trainer(config, artifacts_url, workers, error_file).fit()
-    _raise_recorded(error_file)
+    try:
+        _trainer(config, artifacts_url, workers, error_file).fit()
+    finally:
+        # One worker that ends with an error of ours leaves the others waiting, and Ray then tells of their time-out.
+        _raise_recorded(error_file)
     return store.resolve(config.output_tag)
 
 

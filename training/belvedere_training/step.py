@@ -37,7 +37,7 @@ from belvedere_training.precision import Execution
 from belvedere_training.sharding import complete_gradients, gathered
 from belvedere_training.split import Stopwatch, rebalanced, shares
 from belvedere_training.update import Update
-from belvedere_training.world import World, everybodys
+from belvedere_training.world import World, everybodys, mean_over_workers
 
 # B pairs of this worker, G pairs of all workers, E embedding, S picture edge, T tokens, K texts of each picture
 
@@ -310,10 +310,12 @@ class Stepper:
         return torch.stack([weights[name] * loss.float() for name, loss in losses.items()]).sum()
 
     def _checked(self, loss: Tensor, view: View) -> float:
+        """Return the loss as a number. Raises Diverged on all workers where it is none on one: they would wait for each other."""
         value = loss.item()
-        if not math.isfinite(value):
+        if not math.isfinite(mean_over_workers(value, self.world)):
+            whose = "the loss" if not math.isfinite(value) else "the loss of another worker is no number; here it"
             raise Diverged(
-                f"the loss is {value} after {view.position} pairs: lower optimization.learningRate "
+                f"{whose} is {value} after {view.position} pairs: lower optimization.learningRate "
                 f"(now {self.setting.learning_rate:g}), lengthen optimization.warmupPairs, or set precision to fp32"
             )
         return value

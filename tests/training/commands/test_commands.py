@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from belvedere_platform.errors import BelvedereError, InvalidInput, NotFound
+from belvedere_platform.artifacts import ArtifactStore
+from belvedere_platform.errors import BelvedereError, CorruptData, InvalidInput, NotFound
 from belvedere_training.commands.data import data
 from belvedere_training.commands.train import train
 from belvedere_training.config import read_config
-from belvedere_training.driver import elastic_workers, start_ray
+from belvedere_training.driver import elastic_workers, start_ray, train_on_ray
 
 RUN = {
     "kind": "TrainingRun",
@@ -134,6 +136,25 @@ def test_a_batch_that_some_number_of_workers_cannot_share_is_refused() -> None:
         InvalidInput, match=r"batchSize is 128, and 3 of workers.min 1 to workers.max 4 .*multiple of 12"
     ):
         elastic(128, 1, 4)
+
+
+def test_what_a_worker_recorded_is_told_and_not_what_became_of_the_others(
+    store: ArtifactStore, run_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trainer:
+        def __init__(self, config: Any, url: str, workers: Any, error_file: str) -> None:
+            self.error_file = Path(error_file)
+
+        def fit(self) -> None:
+            self.error_file.parent.mkdir(parents=True, exist_ok=True)
+            self.error_file.write_text(json.dumps({"message": "no space left in /data", "exit_code": 7}))
+            raise RuntimeError("a collective timed out")
+
+    monkeypatch.setenv("BELVEDERE_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setattr("belvedere_training.driver._trainer", Trainer)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(CorruptData, match="no space left in /data"):
+        train_on_ray(run_config(), store.url, 1)
 
 
 @pytest.mark.parametrize(
