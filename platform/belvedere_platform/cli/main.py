@@ -15,7 +15,13 @@ from typing import Any, NoReturn
 
 import click
 
-from belvedere_platform.cli.options import called_as_kubectl_plugin, namespace_option, store_option, verbose_option
+from belvedere_platform.cli.options import (
+    artifacts_option,
+    called_as_kubectl_plugin,
+    namespace_option,
+    store_option,
+    verbose_option,
+)
 from belvedere_platform.errors import BelvedereError, InvalidInput, Unavailable
 
 COMMANDS = {
@@ -170,6 +176,7 @@ def _unknown_verb(word: str, verbs: Sequence[str]) -> str:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @store_option
+@artifacts_option
 @namespace_option
 @verbose_option
 def cli(namespace: str) -> None:

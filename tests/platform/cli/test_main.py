@@ -111,8 +111,10 @@ def read_settings(*words: str, environment: dict[str, str] | None = None, name: 
 
 
 def test_options_work_before_and_after_the_verb() -> None:
-    before = read_settings("--home", "/a", "-n", "team", "probe")
-    assert before == read_settings("probe", "--home", "/a", "-n", "team")
+    words = ("--home", "/a", "-n", "team")
+    before = read_settings(*words, "probe")
+    assert before == read_settings("probe", *words)
+    assert read_settings("--artifacts", "s3://b", "probe") == read_settings("probe", "--artifacts", "s3://b")
     assert (before["home"], before["store_url"], before["namespace"]) == ("/a", "sqlite:////a/store.db", "team")
     assert before["artifacts_url"] == "file:///a/artifacts"
 
