@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
-from .cluster import POD, RESTRICTED, Cluster
+from .cluster import PATIENCE_SECONDS, POD, RESTRICTED, Cluster
 from .node import ROOT
 
 VALUES = Path(__file__).parent / "values.yaml"
@@ -273,3 +275,16 @@ def embed(address: str, *texts: str, service: str | None = None) -> tuple[np.nda
         words.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=np.object_))
         answer = client.infer("embed_text", [words], headers=headers, client_timeout=30)
         return answer.as_numpy("EMBEDDING"), answer.get_response().model_version
+
+
+def wait_answered_by(address: str, version: str, *texts: str, service: str | None = None) -> None:
+    """Return when a version answers: what the status says reaches the gateways a moment later."""
+    deadline, said = time.monotonic() + PATIENCE_SECONDS, ""
+    while said != version:
+        assert time.monotonic() < deadline, f"waited {PATIENCE_SECONDS} s for answers of {version}; the last: {said}"
+        try:
+            said = embed(address, *texts, service=service)[1]
+        except InferenceServerException as error:
+            said = str(error)
+        if said != version:
+            time.sleep(0.5)

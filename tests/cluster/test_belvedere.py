@@ -11,7 +11,16 @@ import pytest
 from belvedere_serving.triton.options import version_number
 
 from .load import Load
-from .release import ROLLOUT_SECONDS, Release, embed, gateway, imported, model_service, training_run
+from .release import (
+    ROLLOUT_SECONDS,
+    Release,
+    embed,
+    gateway,
+    imported,
+    model_service,
+    training_run,
+    wait_answered_by,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -65,8 +74,7 @@ def test_a_bad_candidate_is_reverted(release: Release, version: str, service: st
         release.apply(model_service(candidate))
         release.wait("modelservice", service, "jsonpath={.status.rollout.phase}=Aborted", ROLLOUT_SECONDS)
         assert release.get("modelservice", service)["status"]["stable"]["version"] == stable
-        _, by = embed(address, "a red circle")
-    assert by == stable
+        wait_answered_by(address, stable, "a red circle")
     # As a person would: from here on nothing that is changed is a reason to try it again.
     release.apply(model_service(stable))
 
@@ -88,8 +96,7 @@ def test_triton_pods_answer_as_rays_do(
         release.belvedere("rollout", "promote", name, "--timeout=180")
         release.wait("modelservice", name, f"jsonpath={{.status.stable.version}}={candidate}", 300)
         release.wait("deployment", f"{name}-{version}", "delete", 120)
-        _, by = embed(address, *texts, service=f"{release.namespace}/{name}")
-    assert by == str(version_number(candidate))
+        wait_answered_by(address, str(version_number(candidate)), *texts, service=f"{release.namespace}/{name}")
     assert "Promote" in release.belvedere("rollout", "history", name)
     release.cluster.kubectl("delete", "modelservice", name, "-n", release.namespace, "--timeout=120s")
     release.wait("deployment", f"{name}-{candidate}", "delete", 120)
