@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.errors import BelvedereError
 from belvedere_platform.store import connect
+from clearing import is_a_demos
 from control import Control
 from narration import Narrator
 from report import write_report
@@ -182,6 +183,9 @@ def main() -> int:
     console = Console(highlight=False)
     os.chdir(ROOT)
     if (options.output / "home").exists():
+        if not is_a_demos(options.output):
+            console.print(f"[red]--output {options.output} has a folder `home` that no demo made: choose another[/]")
+            return 2
         # What a demo that was killed left behind is stopped and cleared first: the story starts from nothing.
         subprocess.run(
             ["belvedere", "down", "--home", str(options.output / "home")],

@@ -10,6 +10,7 @@ import pytest
 
 from belvedere_platform.telemetry.benchmark import result
 from benchmark import demo_results
+from clearing import is_a_demos
 from report import lineage_svg
 from story import nested_metrics
 from timeline import Timeline, requests_between, seconds_between
@@ -124,3 +125,12 @@ def test_lineage_is_drawn_left_to_right() -> None:
     assert "&lt;v1&gt;" in svg
     assert "x='20'" in svg
     assert "x='250'" in svg
+
+
+def test_a_folder_that_no_demo_made_is_not_cleared(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    assert is_a_demos(tmp_path)
+    (tmp_path / "home" / "thesis.tex").touch()
+    assert not is_a_demos(tmp_path)
+    (tmp_path / "home" / "installation.json").touch()
+    assert is_a_demos(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -167,7 +168,9 @@ def run_until_stopped(installation: Installation, launch: Launch, *, drain_secon
         if process.poll() is None:
             hurried.wait(drain_seconds)
             process.terminate()
-            process.wait(launch.exit_timeout_seconds + 10)
+            # One that does not end by itself in time is killed below.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(launch.exit_timeout_seconds + 10)
     finally:
         if process.poll() is None:
             process.kill()
