@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from belvedere_operators.controllers.status import status_fields
 from belvedere_platform.errors import Gone, NotFound, Unavailable
+from belvedere_platform.resources.engine import EngineStatus, ParityReport
 from belvedere_platform.store import Kind, Manifest
 from belvedere_platform.store.kinds import CONFIG_MAP, ENDPOINT_SLICE, ENGINE, RAY_JOB
 from belvedere_platform.store.kubernetes import KubernetesStore
@@ -46,6 +48,21 @@ async def test_a_list_of_many_pages_is_whole_and_says_what_each_item_is(store: K
     assert all("managedFields" not in item["metadata"] for item in listing.items)
     from_memory = await store.list(CONFIG_MAP, namespace, not_older_than=listing.resource_version)
     assert from_memory.items == listing.items
+
+
+async def test_a_status_can_lose_what_it_had(store: KubernetesStore, namespace: str) -> None:
+    spec = {"modelVersion": "v1", "target": {"precision": "int8"}}
+    metadata = {"name": "one", "namespace": namespace}
+    engine = {"apiVersion": ENGINE.api_version, "kind": ENGINE.kind, "metadata": metadata, "spec": spec}
+    await store.apply(engine, field_manager="test")
+    parity = ParityReport(cosine_min=0.9, cosine_mean=0.95, top1_agreement=1, samples=8)
+    for status in (
+        EngineStatus(observed_generation=1, parity={"embed_text": parity}),
+        EngineStatus(observed_generation=1),
+    ):
+        await store.apply_status({**engine, "status": status_fields(status)}, field_manager="test")
+        found = (await store.get(ENGINE, "one", namespace)).get("status") or {}
+        assert EngineStatus.model_validate(found) == status
 
 
 async def test_a_watch_outlives_what_the_server_grants(

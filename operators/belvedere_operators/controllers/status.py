@@ -21,8 +21,16 @@ class Happening:
 
 
 def status_fields(status: Status) -> dict[str, Any]:
-    """Return a status as it is stored: field names as users write them, nothing that is unset."""
-    return status.model_dump(by_alias=True, exclude_none=True, mode="json")
+    """Return a status as it is stored: field names as users write them, nothing that is unset or empty.
+
+    An API server refuses an empty map or list in the place of one that had members: it takes those away and calls the rest null.
+    """
+    return _without_empty(status.model_dump(by_alias=True, exclude_none=True, mode="json"))
+
+
+def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
+    below = {name: _without_empty(one) if isinstance(one, dict) else one for name, one in fields.items()}
+    return {name: one for name, one in below.items() if one not in ({}, [])}
 
 
 class Reporter:
