@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from belvedere_operators.controllers.context import Context
-from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built
+from belvedere_operators.controllers.engine.decide import BuildJob, Built, State, decide, parse_built, stands
 from belvedere_operators.controllers.reading import condition_is_true, find, find_standing
 from belvedere_operators.controllers.status import Happening, Reporter
 from belvedere_operators.manifests.enginejob import engine_job_name, engine_tag
@@ -29,10 +29,14 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
     engine = Engine.model_validate(manifest)
     version = await find(context.store, MODEL_VERSION, Key(key.namespace, engine.spec.model_version))
     model_digest = version["spec"]["digest"] if version is not None else None
-    tag, built, unreadable = None, None, None
+    tag, built, unreadable, earlier = None, None, None, None
     if model_digest is not None:
         tag = engine_tag(engine.spec, model_digest=model_digest, toolchain_digest=context.settings.toolchain_digest)
         built, unreadable = await asyncio.to_thread(_built, context.artifacts, tag)
+        if built is None and unreadable is None and stands(engine):
+            assert engine.status is not None
+            assert engine.status.digest is not None
+            earlier, _ = await asyncio.to_thread(_built, context.artifacts, engine.status.digest)
     return manifest, State(
         engine=engine,
         now=context.clock(),
@@ -44,6 +48,7 @@ async def gather(context: Context, key: Key) -> tuple[Manifest, State] | None:
         job=_job(await find(context.store, JOB, Key(key.namespace, engine_job_name(key.name, engine.spec.parity)))),
         built=built,
         unreadable=unreadable,
+        earlier=earlier if earlier is not None and earlier.model_digest == model_digest else None,
     )
 
 

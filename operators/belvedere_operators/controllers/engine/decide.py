@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from belvedere_operators.manifests.enginejob import engine_job, engine_job_name
 from belvedere_operators.manifests.pods import PodSettings
-from belvedere_operators.runtime import Failure, first_failure, set_condition
+from belvedere_operators.runtime import Failure, find_condition, first_failure, set_condition
 from belvedere_platform.resources.base import Condition
 from belvedere_platform.resources.engine import (
     BatchPoint,
@@ -73,6 +73,8 @@ class State:
     job: BuildJob | None = None
     built: Built | None = None
     unreadable: str | None = None
+    earlier: Built | None = None
+    """What an earlier toolchain built for this very spec, where it is there still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +193,20 @@ def decide(state: State) -> Decision:
     return Decision(status=_status(state, readiness), children=children, after_seconds=readiness.after_seconds)
 
 
+def stands(engine: Engine) -> bool:
+    """Return whether the engine was found ready for what its spec asks now.
+
+    Then it stays, whatever builds engines today: an upgrade of the operator would otherwise build every engine anew.
+    """
+    return engine.status is not None and _found_ready(engine, engine.status) is not None
+
+
+def _found_ready(engine: Engine, status: EngineStatus) -> Condition | None:
+    ready = find_condition(status.conditions, "Ready")
+    asked = status.observed_generation == engine.metadata.get("generation") and status.digest is not None
+    return ready if asked and ready is not None and ready.status == "True" else None
+
+
 def _readiness(state: State) -> _Readiness:
     if state.model_digest is None:
         return _Readiness(
@@ -211,6 +227,11 @@ def _readiness(state: State) -> _Readiness:
                 ready=True, reason="Reused", message=f"the store had {state.tag}, built from the same model"
             )
         return _Readiness(ready=True, reason="Built", message="parity and latency hold")
+    if state.earlier is not None:
+        assert state.engine.status is not None
+        ready = _found_ready(state.engine, state.engine.status)
+        assert ready is not None
+        return _Readiness(ready=True, reason=ready.reason, message=ready.message)
     if not state.version_ready:
         return _Readiness(
             reason="Pending",
@@ -265,7 +286,7 @@ def _lacking(state: State) -> str | None:
 
 
 def _status(state: State, readiness: _Readiness) -> EngineStatus:
-    built = state.built
+    built = state.built or state.earlier
     has_job = state.job is not None or readiness.build
     before = state.engine.status or EngineStatus()
     return EngineStatus(

@@ -163,6 +163,45 @@ async def test_another_toolchain_builds_anew(shop: Shop) -> None:
     assert (await shop.ready())[1] == "Building"
 
 
+def upgraded(shop: Shop) -> None:
+    """Have another operator look, whose libraries are newer."""
+    settings = replace(shop.bench.context.settings, toolchain={"onnxruntime": "2.0"})
+    assert settings.toolchain_digest != shop.bench.context.settings.toolchain_digest
+    shop.reconciler = EngineReconciler(replace(shop.bench.context, settings=settings))
+
+
+@pytest.mark.parametrize("by_job", [True, False])
+async def test_an_engine_that_is_ready_stands_when_the_operator_is_upgraded(shop: Shop, by_job: bool) -> None:
+    await shop.add_version()
+    await shop.apply()
+    if by_job:
+        await shop.reconcile()
+        await shop.bench.set_status(JOB, shop.job(), conditions=[{"type": "Complete", "status": "True"}])
+    digest = shop.build()
+    await shop.reconcile()
+    before, said = await shop.bench.get(ENGINE, KEY.name), await shop.bench.events()
+    assert before["status"]["digest"] == digest
+    upgraded(shop)
+    await shop.reconcile()
+    assert await shop.bench.get(ENGINE, KEY.name) == before
+    assert await shop.bench.events() == said
+    await shop.apply(parity={"cosineMinimum": 0.9, "top1AgreementMinimum": 0.9})
+    await shop.reconcile()
+    assert (await shop.ready())[:2] == ("False", "Building")
+
+
+async def test_an_engine_whose_artifact_has_gone_does_not_stand(shop: Shop) -> None:
+    digest = shop.build()
+    await shop.add_version()
+    await shop.apply()
+    await shop.reconcile()
+    upgraded(shop)
+    shop.bench.artifacts.collect_garbage([shop.model])
+    assert digest not in {one.digest for one in shop.bench.artifacts.list()}
+    await shop.reconcile()
+    assert (await shop.ready())[:2] == ("False", "Building")
+
+
 @pytest.mark.parametrize(
     ("built", "spec", "reason", "figures"),
     [
