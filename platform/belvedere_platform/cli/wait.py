@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,8 +39,11 @@ def wait(target: tuple[str, ...], wish: str, timeout_seconds: float, namespace: 
     holds, last = parse_wish(wish), _Last()
 
     async def until() -> None:
-        async with object_store() as store, asyncio.timeout(timeout_seconds):
-            await _until(store, kind, name, namespace, holds, last)
+        async with object_store() as store:
+            # The first look is free: whoever gives it no time at all wants to know how it is now.
+            await _look(store, kind, name, namespace, last)
+            async with asyncio.timeout(timeout_seconds):
+                await _until(store, kind, name, namespace, holds, last)
 
     try:
         run(until())
@@ -52,25 +56,27 @@ def wait(target: tuple[str, ...], wish: str, timeout_seconds: float, namespace: 
 
 class _Last:
     seen: dict[str, Any] | None = None
+    version = ""
+
+
+async def _look(store: ObjectStore, kind: Kind, name: str, namespace: str, last: _Last) -> None:
+    listing = await store.list(kind, namespace)
+    last.seen = next((item for item in listing.items if item["metadata"]["name"] == name), None)
+    last.version = listing.resource_version
 
 
 async def _until(store: ObjectStore, kind: Kind, name: str, namespace: str, holds: Holds, last: _Last) -> None:
     from belvedere_platform.errors import Gone
 
-    while True:
-        listing = await store.list(kind, namespace)
-        last.seen = next((item for item in listing.items if item["metadata"]["name"] == name), None)
-        if holds(last.seen):
-            return
-        try:
-            async for event in store.watch(kind, namespace, resource_version=listing.resource_version):
+    while not holds(last.seen):
+        with suppress(Gone):
+            async for event in store.watch(kind, namespace, resource_version=last.version):
                 if event.type == "BOOKMARK" or event.object["metadata"]["name"] != name:
                     continue
                 last.seen = None if event.type == "DELETED" else event.object
                 if holds(last.seen):
                     return
-        except Gone:
-            continue
+        await _look(store, kind, name, namespace, last)
 
 
 def parse_wish(wish: str) -> Holds:

@@ -185,9 +185,9 @@ def test_wait(terminal: Any, run_yaml: str) -> None:
     assert terminal.out(*target, "condition=Ready=False") == "trainingrun/clip-v1 is condition=Ready=False\n"
     assert terminal.out(*target, "jsonpath={.status.phase}=Running")
     assert terminal.out(*target, "create")
-    late = terminal.error(5, "wait", "trun/clip-v1", "--timeout", "0.05", "--for", "condition=Ready")
+    late = terminal.error(5, "wait", "trun/clip-v1", "--timeout", "0.000001", "--for", "condition=Ready")
     assert "Ready is False, Training: attempt 1 is training" in late
-    assert "it does not exist" in terminal.error(5, "wait", "trun/none", "--timeout", "0.05", "--for", "create")
+    assert "it does not exist" in terminal.error(5, "wait", "trun/none", "--timeout", "0.000001", "--for", "create")
     assert "must be condition=TYPE" in terminal.error(2, *target, "happiness")
     assert "cannot be read at" in terminal.error(2, *target, "jsonpath={.a[}=x")
 

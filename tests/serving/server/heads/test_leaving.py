@@ -76,6 +76,7 @@ async def test_a_client_that_leaves_an_event_stream_frees_its_blocks(
         answer.close()
     async with asyncio.timeout(60):
         await all_free.wait()
+        await recorded.counted.wait()
     assert ("caption", "http", "CANCELLED") in recorded.requests
 
 
