@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-ablation bench-curve bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue metrics-server
+.PHONY: help setup demo down test check format bench bench-ablation bench-curve bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue metrics-server upgrade-test
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -90,6 +90,9 @@ operator-killed: setup ## an operator killed every 5 s and cut off in between, f
 
 kueue: setup ## Kueue's controller, for the test of queues (built once, then cached)
 	@deploy/cluster/build.sh && deploy/cluster/kueue.sh
+
+upgrade-test: setup ## an older state of this repository (FROM=git ref; else the last release) becomes this one under load: no pod restarted, no request failed
+	@deploy/cluster/build.sh && older=$$(deploy/setup/older.sh $(FROM)) && BELVEDERE_UPGRADE_FROM=$$older python -m pytest -s tests/components/test_gateway/test_upgrade_from_older.py $(PYTEST_ARGS)
 
 metrics-server: setup ## what HorizontalPodAutoscalers ask for the use of pods, for the test of one (built once, then cached)
 	@deploy/cluster/metrics_server.sh

@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
-import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
@@ -46,6 +44,7 @@ from belvedere_platform.store.kinds import (
 from belvedere_platform.store.kubernetes import KubernetesStore
 
 from ..helm.actors import Actors
+from .older import BELVEDERE, environment_of
 from .test_gateway.wire import Wire, over, wire_to
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -80,18 +79,20 @@ class Day:
         """Set when the last operator that is killed has been."""
         self.port = free_port()
 
-    async def start(self, kubeconfig: Path | None = None, *more: str) -> asyncio.subprocess.Process:
-        """Start an operator and return it when it acts."""
+    async def start(
+        self, kubeconfig: Path | None = None, *more: str, tree: Path | None = None
+    ) -> asyncio.subprocess.Process:
+        """Start an operator, of this state or of an older one, and return it when it acts."""
         secret = self.folder / "secret"
         secret.write_text("hush")
-        program = shutil.which("belvedere", path=str(Path(sys.executable).parent)) or "belvedere"
-        process = await asyncio.create_subprocess_exec(
-            program, "operator", f"--store=kubernetes://?kubeconfig={kubeconfig or self.kubeconfig}",
-            f"--artifacts={self.artifacts.url}", "--address=127.0.0.1", f"--port={self.port}",
-            f"--alerts-secret-file={secret}", "--prometheus-url=http://127.0.0.1:9",
-            f"--watch-namespace={self.namespace}", *more,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+        with (self.folder / "operator.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *BELVEDERE, "operator", f"--store=kubernetes://?kubeconfig={kubeconfig or self.kubeconfig}",
+                f"--artifacts={self.artifacts.url}", "--address=127.0.0.1", f"--port={self.port}",
+                f"--alerts-secret-file={secret}", "--prometheus-url=http://127.0.0.1:9",
+                f"--watch-namespace={self.namespace}", *more,
+                stderr=log, env=environment_of(tree),
+            )  # fmt: skip
         async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
 
             async def ready() -> bool:

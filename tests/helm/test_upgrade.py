@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from containing import contains
+
 from .conftest import CHART, FULL, S3, Manifest, render
 
 PREVIOUS = Path(__file__).parent / "previous"
@@ -189,7 +191,7 @@ def test_what_the_previous_version_stored_is_unharmed(upgrade: Upgrade) -> None:
         assert one["metadata"]["uid"] == before[name]["metadata"]["uid"]
         assert one["metadata"]["resourceVersion"] == before[name]["metadata"]["resourceVersion"]
         for field, value in before[name]["spec"].items():
-            assert _contains(one["spec"].get(field), value), f"{name} spec.{field}"
+            assert contains(one["spec"].get(field), value), f"{name} spec.{field}"
 
     # Each can still be written, also by who knows nothing of the new version's fields.
     changed = [{**one, "metadata": {**one["metadata"], "labels": {"touched": "yes"}}} for one in taken]
@@ -213,12 +215,3 @@ def _one_of_each(upgrade: Upgrade) -> list[Manifest]:
         {"apiVersion": version, "kind": kind, "metadata": {"name": "one", "namespace": upgrade.namespace}, "spec": spec}
         for kind, spec in specs.items()
     ]
-
-
-def _contains(now: Any, before: Any) -> bool:
-    """Whether everything that was there is there still; new defaults may have joined it."""
-    if isinstance(before, dict):
-        return isinstance(now, dict) and all(_contains(now.get(key), value) for key, value in before.items())
-    if isinstance(before, list):
-        return isinstance(now, list) and len(now) == len(before) and all(map(_contains, now, before))
-    return bool(now == before)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ..older import BELVEDERE, environment_of
 
 MANAGER = "belvedere-test"
 
@@ -53,14 +53,12 @@ def endpoint_slice(server: Any, namespace: str) -> dict[str, Any]:
 
 @pytest.fixture
 async def start(tmp_path: Path) -> AsyncIterator[Any]:
-    """Start verbs of `belvedere gateway`; they end with the test."""
+    """Start verbs of `belvedere gateway`, of this state or of an older one; they end with the test."""
     async with AsyncExitStack() as stack:
 
-        async def one(*words: str) -> asyncio.subprocess.Process:
-            program = "from belvedere_platform.cli.main import main; main()"
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", program, "gateway", *words, env={**os.environ, "BELVEDERE_HOME": str(tmp_path)}
-            )
+        async def one(*words: str, tree: Path | None = None) -> asyncio.subprocess.Process:
+            environment = {**environment_of(tree), "BELVEDERE_HOME": str(tmp_path)}
+            process = await asyncio.create_subprocess_exec(*BELVEDERE, "gateway", *words, env=environment)
 
             async def end() -> None:
                 if process.returncode is None:

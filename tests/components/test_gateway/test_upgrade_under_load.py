@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from belvedere_platform.store import Manifest
 from belvedere_platform.store.kinds import ENDPOINT_SLICE, MODEL_SERVICE, RAY_SERVICE, TRAINING_RUN
 
-from ...helm.actors import Actors
 from ..test_operator_killed import RUN, SERVICE, Day, eventually
 from .cluster_parts import own_address
+from .real_replicas import RealReplicas, a_day, answers, end
 from .traffic import Load
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -31,49 +28,10 @@ SERVED: Manifest = {
 }
 
 
-class RealReplicas(Actors):
-    """Whose dashboard names model servers that answer."""
-
-    def __init__(self, day: Day) -> None:
-        super().__init__(day.store, day.namespace, day.artifacts)
-        self.servers: dict[str, Any] = {}
-
-    async def serve_details(self, request: web.Request) -> web.Response:
-        applications, groups = {}, []
-        for name, server in self.servers.items():
-            actor = f"SERVE_REPLICA::{name}"
-            replica = {"replica_id": name, "actor_name": actor, "state": "RUNNING", "node_ip": server.address}
-            applications[name] = {
-                "route_prefix": "/",
-                "deployments": {"V2Server": {"name": "V2Server", "replicas": [replica]}},
-            }
-            for protocol, port in (("HTTP", server.http_port), ("gRPC", server.grpc_port)):
-                target = {"ip": server.address, "port": port, "name": actor, "instance_id": ""}
-                groups.append({"protocol": protocol, "route_prefix": "/", "app_name": name, "targets": [target]})
-        return web.json_response({"applications": applications, "target_groups": groups})
-
-
 @pytest.fixture
 async def day(kubeconfig: Path, namespace: str, tmp_path: Path) -> AsyncIterator[Day]:
-    made = Day(kubeconfig, namespace, tmp_path)
-    made.actors = RealReplicas(made)
-    app = web.Application()
-    app.router.add_get("/api/serve/applications/", made.actors.serve_details)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.actors.dashboard_port = runner.addresses[0][1]
-    acting = asyncio.create_task(made.actors.run())
-    yield made
-    acting.cancel()
-    await asyncio.gather(acting, return_exceptions=True)
-    await runner.cleanup()
-    await made.store.close()
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    process.send_signal(signal.SIGTERM)
-    await process.wait()
+    async with a_day(kubeconfig, namespace, tmp_path) as made:
+        yield made
 
 
 async def standing(day: Day) -> dict[str, Any]:
@@ -91,7 +49,7 @@ async def test_an_upgrade_restarts_no_model_and_loses_no_request(
 ) -> None:
     replicas = {version: await servers(version, address=own_address()) for version in ("v1", "v2")}
     assert isinstance(day.actors, RealReplicas)
-    day.actors.servers = {f"emoji-{version}": server for version, server in replicas.items()}
+    day.actors.servers = {f"emoji-{version}": [server] for version, server in replicas.items()}
     ports = {name: free_port() for name in ("xds", "metrics", "tap", "gateway", "admin")}
     flags = {name: f"--{name}-port={port}" for name, port in ports.items()}
     words = ("serve", "--store", f"kubernetes://?kubeconfig={day.kubeconfig}", "--watch-namespace", day.namespace)
@@ -140,14 +98,3 @@ async def test_an_upgrade_restarts_no_model_and_loses_no_request(
     record_property("upgrade_failed_requests", sum(load.errors.values()))
     assert after == before
     assert load.errors == {}
-
-
-async def answers(port: int, version: str = "v1") -> bool:
-    """Return whether requests through the gateway come back with answers, one of this version at least."""
-    trial = Load(address=f"127.0.0.1:{port}")
-    trial.start(2)
-    try:
-        await trial.more(2)
-    finally:
-        await trial.stop()
-    return not trial.errors and trial.answers["ok", version] > 0
