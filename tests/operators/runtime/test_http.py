@@ -69,6 +69,6 @@ async def test_failures_are_those_that_httpx_has(url: str, client: httpx.AsyncCl
         with pytest.raises(httpx.ConnectError):
             await client.get(f"http://127.0.0.1:{taken.getsockname()[1]}/")
     with pytest.raises(httpx.ReadTimeout):
-        await client.get(f"{url}/silence", timeout=0.05)
+        await client.get(f"{url}/silence", timeout=httpx.Timeout(60, read=0.05))
     with pytest.raises(httpx.RemoteProtocolError):
         await client.get(f"{url}/broken")

@@ -31,7 +31,7 @@ async def test_answers_are_counted_by_status_and_the_server_is_told_the_deadline
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    outcome = await closed_loop(address, GIVEN, clients=3, seconds=0.1)
+    outcome = await closed_loop(address, GIVEN, clients=3, seconds=0.3)
     assert set(outcome.statuses) == {"OK", "RESOURCE_EXHAUSTED"}
     assert len(outcome.latencies) == outcome.statuses["OK"] > len(outcome.refused) > 0
     assert told == {None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -42,8 +43,11 @@ async def a_server(answer: Answer) -> AsyncIterator[str]:
 
 
 async def test_answers_are_counted_by_status() -> None:
-    async def answer(writer: asyncio.StreamWriter, number: int) -> None:
-        if number % 3 == 2:
+    asked = itertools.count()
+
+    async def answer(writer: asyncio.StreamWriter, _: int) -> None:
+        # Of all that are asked, not of each connection's own: a busy machine may not come to a third of those.
+        if next(asked) % 3 == 2:
             writer.write(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nRetry-After: 1\r\n\r\n")
         else:
             for part in (OK[:7], OK[7:40], OK[40:]):
@@ -51,7 +55,7 @@ async def test_answers_are_counted_by_status() -> None:
                 await asyncio.sleep(0)
 
     async with a_server(answer) as url:
-        outcome = await closed_loop(url, GIVEN, clients=3, seconds=0.1)
+        outcome = await closed_loop(url, GIVEN, clients=3, seconds=0.3)
         assert set(outcome.statuses) == {"200", "429"}
         assert len(outcome.latencies) == outcome.statuses["200"] > outcome.statuses["429"] == len(outcome.refused)
         outcome = await open_loop(url, GIVEN, rate=300, seconds=0.1, deadline_seconds=1)
@@ -73,9 +77,13 @@ async def test_a_server_that_hangs_up_is_called_again(said: bytes, status: str) 
         writer.close()
 
     async with a_server(answer) as url:
-        outcome = await closed_loop(url, GIVEN, clients=2, seconds=0.3)
-    assert set(outcome.statuses) == {status}
-    assert outcome.statuses[status] > 2
+        for _ in range(50):
+            outcome = await closed_loop(url, GIVEN, clients=2, seconds=0.3)
+            assert set(outcome.statuses) <= {status}
+            # More often than there are clients; on a busy machine it takes more than one try.
+            if outcome.statuses[status] > 2:
+                return
+    raise AssertionError(f"it was never called again: {outcome.statuses}")
 
 
 async def test_a_connection_that_the_server_has_closed_meanwhile_is_not_used_again() -> None:
