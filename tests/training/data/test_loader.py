@@ -72,7 +72,7 @@ def test_what_comes_next_is_made_while_the_first_is_used() -> None:
 
     items = Ahead(make, step=10, depth=1)
     assert items.get(0) == 0
-    assert second.wait(10), "nobody asked for it yet"
+    assert second.wait(60), "nobody asked for it yet"
     assert items.get(10) == 10
     items.close()
     assert made[:2] == [0, 10]
