@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ import msgspec
 from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 from kubernetes.aio import client, config
 from kubernetes.aio.client.rest import RESTClientObject
+from kubernetes.aio.config import kube_config
 from kubernetes.aio.config.config_exception import ConfigException
 from yaml import YAMLError
 
@@ -42,6 +44,33 @@ class _Pool(RESTClientObject):  # type: ignore[misc]
         return aiohttp.TCPConnector(
             limit=self.maxsize, ssl=self.ssl_context, enable_cleanup_closed=NEEDS_CLEANUP_CLOSED
         )
+
+
+class _Keys:
+    """The files that the client writes keys and certificates to, because TLS reads them from files alone.
+
+    It would keep them until the process ends, and for good where that is killed. All connections of a process share them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_readers = 0
+
+    @contextmanager
+    def on_disk(self) -> Iterator[None]:
+        """Have them for the time of a with block; they go with the last who needs them."""
+        with self._lock:
+            self._num_readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_readers -= 1
+                if not self._num_readers:
+                    kube_config._cleanup_temp_files()
+
+
+_keys = _Keys()
 
 
 class Transport:
@@ -161,9 +190,10 @@ class Transport:
         """Return a client with the credentials as they are now. Raises InvalidInput when they cannot be used."""
         path = kubeconfig_path(self._kubeconfig, self._environment)
         try:
-            configuration = await self._configuration(path)
-            api = client.ApiClient(configuration)
-            api.rest_client = _Pool(configuration)
+            with _keys.on_disk():
+                configuration = await self._configuration(path)
+                api = client.ApiClient(configuration)
+                api.rest_client = _Pool(configuration)
         except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
             # The client reads it as if it were well formed: what is not shows as whatever error comes first.
             reason = " ".join(str(error).split())

@@ -1,14 +1,16 @@
-"""A request that is given up leaves no connection open."""
+"""A request that is given up leaves no connection open, and one that is made no key on the disk."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime
 import gc
 import socket
 import ssl
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +21,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from belvedere_platform.errors import Unavailable
 from belvedere_platform.store.kubernetes_transport import Transport
 
 
-def certificate(folder: Path) -> ssl.SSLContext:
-    """Return a server's side of TLS with a certificate of its own."""
+def certified(folder: Path) -> Path:
+    """Return a file with a key and a certificate of its own."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -42,8 +45,13 @@ def certificate(folder: Path) -> ssl.SSLContext:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """Return a server's side of TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(file)
+    context.load_cert_chain(certified(folder))
     return context
 
 
@@ -96,3 +104,27 @@ def test_a_request_that_is_given_up_leaves_no_connection(tmp_path: Path, monkeyp
         asyncio.run(give_up(tmp_path / "config", asked))
         gc.collect()
     assert left_open == []
+
+
+async def test_keys_are_on_the_disk_for_no_longer_than_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed leaves behind what is there: an administrator's key, say."""
+    pem = base64.b64encode(certified(tmp_path).read_bytes()).decode()
+    config = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [
+            {"name": "c", "cluster": {"server": "https://127.0.0.1:1", "certificate-authority-data": pem}},
+        ],
+        "users": [{"name": "u", "user": {"client-certificate-data": pem, "client-key-data": pem}}],
+    }
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    transports = [Transport(kubeconfig=str(tmp_path / "config"), context=None, environment={}) for _ in range(3)]
+    for answer in await asyncio.gather(*(one.request("GET", "/") for one in transports), return_exceptions=True):
+        assert isinstance(answer, Unavailable), answer
+    assert list((tmp_path / "temporary").iterdir()) == []
+    for one in transports:
+        await one.close()
