@@ -29,6 +29,7 @@ ONE_REQUEST_BYTES = 16 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # A writer on an object store that died leaves its lock behind; after this long others take it.
 LEASE_SECONDS = 60.0
+TAKE_OVER_SECONDS = 1.0
 # Without shared locks, garbage collection on an object store must spare what a running push has just uploaded.
 REMOTE_GRACE_SECONDS = 3600.0
 
@@ -252,17 +253,23 @@ class RemoteStorage:
                 self._fs.rm_file(where)
 
     def _acquire(self, where: str, owner: str) -> None:
-        deadline, delay = self._clock() + 2 * LEASE_SECONDS, 0.02
+        deadline, delay, taken_over = self._clock() + 2 * LEASE_SECONDS, 0.02, False
         self._fs.makedirs(self._root, exist_ok=True)
         while True:
             lease = json.dumps({"owner": owner, "expires": self._clock() + LEASE_SECONDS}).encode()
             with contextlib.suppress(FileExistsError):
                 self._fs.pipe_file(where, lease, mode="create")
-                return
+                if not taken_over:
+                    return
+                # Another who saw the same expired lock may be about to remove ours: who has it after a while has it.
+                self._sleep(TAKE_OVER_SECONDS)
+                if (self._holder(where) or {}).get("owner") == owner:
+                    return
             holder = self._holder(where)
             if holder is not None and holder["expires"] < self._clock():
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(where)
+                taken_over = True
                 continue
             if self._clock() > deadline:
                 raise Unavailable(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import time
+import uuid
 from typing import Any
 
 import fsspec
@@ -84,3 +86,26 @@ def test_a_write_that_is_broken_off_publishes_nothing(store: RemoteStorage) -> N
     with pytest.raises(KeyboardInterrupt):
         store.write("b", BrokenOff(b"larger than one request"))
     assert content_of(store, "b") is None
+
+
+def test_of_two_who_find_one_expired_lock_one_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both see it, one removes it and takes its place, and then the other removes that."""
+    files = fsspec.filesystem("memory", skip_instance_cache=True)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (files, f"/{uuid.uuid4().hex}"))
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            # While the first waits, the other does what it had begun.
+            files.pipe_file(where, json.dumps({"owner": "other", "expires": now + 60}).encode())
+        elif len(waits) == 2:
+            files.rm_file(where)  # and is through
+
+    now = 1000.0
+    first = RemoteStorage("memory://bucket", clock=lambda: now, sleep=sleep)
+    where = first._at("index.lock")
+    files.pipe_file(where, json.dumps({"owner": "killed", "expires": now - 1}).encode())
+    with first.lock("index"):
+        assert len(waits) == 3, "it waited until the other was through, and then once more"
+    assert not files.exists(where)
