@@ -201,7 +201,10 @@ async def test_for_some_milliseconds_all_get_the_answer_of_the_first_that_is_ref
     await inside
 
 
-async def test_a_server_that_is_idle_again_lets_in_also_while_its_door_is_closed() -> None:
+async def test_a_server_that_is_idle_again_lets_in_also_while_its_door_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("belvedere_serving.server.door.HOLD_SECONDS", 600)
     host = Host(most=1)
     app = Inside(host)
     door = Door(app)
