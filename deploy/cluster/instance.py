@@ -19,7 +19,7 @@ from belvedere_platform.errors import InvalidInput, Unavailable
 from processes import end_instance
 from programs import Certificates, write_kubeconfig
 
-START_TIMEOUT_SECONDS = 120.0
+START_TIMEOUT_SECONDS = 300.0
 LOOK_EVERY_SECONDS = 0.1
 LAST_LINES = 15
 

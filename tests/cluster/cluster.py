@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-PATIENCE_SECONDS = 240
+PATIENCE_SECONDS = 900
+"""For all that is waited for. A machine that is busy takes several times as long, and only what never comes is wrong."""
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -38,10 +39,13 @@ class Cluster:
         # Said by the environment: a plugin is looked for only when it is the first word.
         return {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
 
+    def takes(self, *arguments: str) -> bool:
+        """Return whether kubectl succeeds: an API server that is just back refuses what it takes a moment later."""
+        return subprocess.run(["kubectl", *arguments], capture_output=True, env=self._environment()).returncode == 0
+
     def answers(self) -> bool:
         """Return whether its API server serves."""
-        command = ["kubectl", f"--kubeconfig={self.kubeconfig}", "get", "--raw", "/readyz"]
-        return subprocess.run(command, capture_output=True).returncode == 0
+        return self.takes("get", "--raw", "/readyz")
 
     def get(self, kind: str, name: str, namespace: str) -> dict[str, Any]:
         """Return an object."""
@@ -54,9 +58,9 @@ class Cluster:
         where = ("-n", namespace) if namespace else ()
         self.kubectl("apply", "--server-side", "--force-conflicts", *where, "-f", "-", given=text)
 
-    def wait(self, kind: str, name: str, namespace: str, condition: str, seconds: int = PATIENCE_SECONDS) -> None:
+    def wait(self, kind: str, name: str, namespace: str, condition: str) -> None:
         """Return when `kubectl wait --for=CONDITION` does; fails with what the cluster says of the namespace."""
-        until = (f"--for={condition}", f"--timeout={seconds}s")
+        until = (f"--for={condition}", f"--timeout={PATIENCE_SECONDS}s")
         done = subprocess.run(
             ["kubectl", f"--kubeconfig={self.kubeconfig}", "wait", kind, name, "-n", namespace, *until],
             capture_output=True,
@@ -67,10 +71,15 @@ class Cluster:
     def describe(self, namespace: str) -> str:
         """Return what one wants to read when something in a namespace went wrong."""
         parts = [
-            self.kubectl("get", "all,rayjobs,rayservices,rayclusters", "-n", namespace, "-o", "wide"),
-            self.kubectl("get", "events", "-n", namespace, "--sort-by=.lastTimestamp"),
+            self._said("get", "all,rayjobs,rayservices,rayclusters", "-n", namespace, "-o", "wide"),
+            self._said("get", "events", "-n", namespace, "--sort-by=.lastTimestamp"),
         ]
         return "\n".join(parts)[-8000:]
+
+    def _said(self, *arguments: str) -> str:
+        # What went wrong may be why this cannot be told either, and is not to be hidden by it.
+        done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, env=self._environment())
+        return done.stdout + done.stderr
 
 
 def restricted_namespace(name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import pytest
 from .cluster import PATIENCE_SECONDS, Cluster, restricted_namespace
 from .figures import Figures
 from .node import BARE_NODE, ROOT
-from .release import Release, built, imported, model_service, redis, training_run
+from .release import HELM_WAITS, Release, built, imported, model_service, redis, training_run
 
 
 def require_cluster_tests() -> None:
@@ -99,13 +99,13 @@ def release(cluster: Cluster, figures: Figures) -> Iterator[Release]:
     release = Release(cluster=cluster, namespace=namespace)
     release.apply(*redis())
     begun = time.monotonic()
-    release.chart("upgrade", "--install", "--wait", "--timeout=5m")
+    release.chart("upgrade", "--install", "--wait", HELM_WAITS)
     if not kept:
         figures.note("helm_install_seconds", time.monotonic() - begun, "helm install --wait, images on the node")
     yield release
     if not kept:
         release.helm("uninstall", "belvedere", "--ignore-not-found")
-        cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=300s")
+        cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", f"--timeout={PATIENCE_SECONDS}s")
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +121,7 @@ def version(release: Release, data: str) -> str:
     name = "shapes-v1"
     release.apply(training_run(name, data))
     release.wait("trainingrun", name, "jsonpath={.status.phase}=Succeeded")
-    release.wait("modelversion", name, "condition=Ready", 120)
+    release.wait("modelversion", name, "condition=Ready")
     return name
 
 
@@ -136,7 +136,7 @@ def service(release: Release, version: str, engine: str) -> str:
     """A service that is ready, of the version unless an earlier run left it at another."""
     if not release.names("modelservices"):
         release.apply(model_service(version))
-    release.wait("modelservice", "shapes", "condition=Ready", 600)
+    release.wait("modelservice", "shapes", "condition=Ready")
     return "shapes"
 
 

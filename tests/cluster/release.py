@@ -22,8 +22,8 @@ from .cluster import PATIENCE_SECONDS, POD, RESTRICTED, Cluster
 from .node import ROOT
 
 VALUES = Path(__file__).parent / "values.yaml"
-TRAINING_SECONDS = 900
-ROLLOUT_SECONDS = 600
+ROLLOUT_SECONDS = PATIENCE_SECONDS
+HELM_WAITS = f"--timeout={PATIENCE_SECONDS}s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Release:
     def apply(self, *manifests: dict[str, Any]) -> None:
         self.cluster.apply(*manifests, namespace=self.namespace)
 
-    def wait(self, kind: str, name: str, condition: str, seconds: int = TRAINING_SECONDS) -> None:
-        self.cluster.wait(kind, name, self.namespace, condition, seconds)
+    def wait(self, kind: str, name: str, condition: str) -> None:
+        self.cluster.wait(kind, name, self.namespace, condition)
 
     def get(self, kind: str, name: str) -> dict[str, Any]:
         return self.cluster.get(kind, name, self.namespace)
@@ -51,7 +51,7 @@ class Release:
 
     def wait_routable(self, service: str, replicas: int) -> None:
         """Return when so many replicas of the stable version can be reached."""
-        self.wait("modelservice", service, f"jsonpath={{.status.stable.routableReplicas}}={replicas}", 400)
+        self.wait("modelservice", service, f"jsonpath={{.status.stable.routableReplicas}}={replicas}")
 
     def address_on_a_node(self) -> str:
         """Return where the gateway listens on a node."""
@@ -67,7 +67,7 @@ class Release:
 
     def uninstall(self) -> None:
         self.uninstalled.append(datetime.now(UTC))
-        self.helm("uninstall", "belvedere", "--wait", "--timeout=5m")
+        self.helm("uninstall", "belvedere", "--wait", HELM_WAITS)
 
     def helm(self, *arguments: str) -> str:
         command = ["helm", f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}", *arguments]
@@ -120,7 +120,7 @@ class Release:
                 "spec": {"backoffLimit": 0, "template": {"spec": spec}},
             }
         )
-        self.wait("job", name, "condition=Complete", 300)
+        self.wait("job", name, "condition=Complete")
 
 
 def training_run(name: str, data: str) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def built(release: Release, version: str) -> str:
             },
         }
     )
-    release.wait("engine", name, "condition=Ready", 600)
+    release.wait("engine", name, "condition=Ready")
     return name
 
 

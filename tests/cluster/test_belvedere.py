@@ -10,9 +10,10 @@ import pytest
 
 from belvedere_serving.triton.options import version_number
 
+from .cluster import PATIENCE_SECONDS
 from .load import Load
 from .release import (
-    ROLLOUT_SECONDS,
+    HELM_WAITS,
     Release,
     embed,
     gateway,
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 def test_the_chart_passes_its_own_test(release: Release) -> None:
-    release.helm("test", "belvedere", "--timeout=5m")
+    release.helm("test", "belvedere", HELM_WAITS)
 
 
 def test_a_run_trains_in_ray_pods_and_becomes_a_version(release: Release, version: str) -> None:
@@ -42,7 +43,7 @@ def test_a_run_that_is_suspended_gives_its_place_in_the_queue_up(release: Releas
     run = training_run("shapes-queued", data)
     for suspend, condition in ((False, "create"), (True, "delete")):
         release.apply({**run, "spec": {**run["spec"], "queue": "research", "suspend": suspend}})
-        release.wait("rayjob", "shapes-queued-1", condition, 60)
+        release.wait("rayjob", "shapes-queued-1", condition)
 
 
 def test_an_engine_is_built_by_a_job_and_agrees_with_its_source(release: Release, engine: str) -> None:
@@ -61,7 +62,7 @@ def test_a_client_outside_is_answered_through_the_gateway(release: Release, serv
 def test_a_good_candidate_is_promoted(release: Release, candidate: str, service: str) -> None:
     with gateway(release) as address, Load(address) as load:
         release.apply(model_service(candidate))
-        release.wait("modelservice", service, f"jsonpath={{.status.stable.version}}={candidate}", ROLLOUT_SECONDS)
+        release.wait("modelservice", service, f"jsonpath={{.status.stable.version}}={candidate}")
     assert load.versions[candidate]
 
 
@@ -72,7 +73,7 @@ def test_a_bad_candidate_is_reverted(release: Release, version: str, service: st
     imported(release, tag, candidate)
     with gateway(release) as address, Load(address):
         release.apply(model_service(candidate))
-        release.wait("modelservice", service, "jsonpath={.status.rollout.phase}=Aborted", ROLLOUT_SECONDS)
+        release.wait("modelservice", service, "jsonpath={.status.rollout.phase}=Aborted")
         assert release.get("modelservice", service)["status"]["stable"]["version"] == stable
         wait_answered_by(address, stable, "a red circle")
     # As a person would: from here on nothing that is changed is a reason to try it again.
@@ -84,7 +85,7 @@ def test_triton_pods_answer_as_rays_do(
 ) -> None:
     name = "shapes-triton"
     release.apply(model_service(version, name=name, backend="triton"))
-    release.wait("modelservice", name, "condition=Ready", 300)
+    release.wait("modelservice", name, "condition=Ready")
     texts = ("a red circle", "a blue square")
     with gateway(release) as address:
         of_ray, _ = embed(address, *texts)
@@ -92,14 +93,14 @@ def test_triton_pods_answer_as_rays_do(
         assert by == str(version_number(version)), "Triton has no names"
         np.testing.assert_allclose((of_ray * of_triton).sum(axis=1), 1, atol=1e-3)
         release.apply(model_service(candidate, name=name, backend="triton"))
-        release.wait("modelservice", name, f"jsonpath={{.status.candidate.version}}={candidate}", 120)
-        release.belvedere("rollout", "promote", name, "--timeout=180")
-        release.wait("modelservice", name, f"jsonpath={{.status.stable.version}}={candidate}", 300)
-        release.wait("deployment", f"{name}-{version}", "delete", 120)
+        release.wait("modelservice", name, f"jsonpath={{.status.candidate.version}}={candidate}")
+        release.belvedere("rollout", "promote", name, f"--timeout={PATIENCE_SECONDS}")
+        release.wait("modelservice", name, f"jsonpath={{.status.stable.version}}={candidate}")
+        release.wait("deployment", f"{name}-{version}", "delete")
         wait_answered_by(address, str(version_number(candidate)), *texts, service=f"{release.namespace}/{name}")
     assert "Promote" in release.belvedere("rollout", "history", name)
-    release.cluster.kubectl("delete", "modelservice", name, "-n", release.namespace, "--timeout=120s")
-    release.wait("deployment", f"{name}-{candidate}", "delete", 120)
+    release.cluster.kubectl("delete", "modelservice", name, "-n", release.namespace, f"--timeout={PATIENCE_SECONDS}s")
+    release.wait("deployment", f"{name}-{candidate}", "delete")
 
 
 def test_it_scales_out_and_in(release: Release, service: str) -> None:

@@ -38,7 +38,7 @@ def unscaled(release: Release, service: str) -> Iterator[str]:
     """The service, which has its own number of replicas again afterwards."""
     yield service
     release.apply(model_service(release.get("modelservice", service)["status"]["stable"]["version"]))
-    release.wait(AUTOSCALER, f"{service}-replicas", "delete", 60)
+    release.wait(AUTOSCALER, f"{service}-replicas", "delete")
     release.wait_routable(service, 1)
 
 
@@ -56,7 +56,7 @@ def metrics(cluster: Cluster) -> Iterator[None]:
         pytest.skip("there is no metrics-server: make metrics-server")
     cluster.kubectl("apply", "--server-side", "-f", str(METRICS_SERVER))
     try:
-        cluster.wait("apiservice", METRICS, "kube-system", "condition=Available", 120)
+        cluster.wait("apiservice", METRICS, "kube-system", "condition=Available")
         yield
     finally:
         # While it is named and does not answer, no namespace can be deleted.
@@ -68,19 +68,19 @@ def test_an_autoscaler_is_made_changed_and_taken_away(release: Release, unscaled
     for percent in (90, 60):
         release.apply(scaled(release, unscaled, percent))
         target = f"jsonpath={{.spec.metrics[0].resource.target.averageUtilization}}={percent}"
-        release.wait(AUTOSCALER, name, "create", 60)
-        release.wait(AUTOSCALER, name, target, 60)
+        release.wait(AUTOSCALER, name, "create")
+        release.wait(AUTOSCALER, name, target)
 
 
 def test_load_scales_a_service_out_and_in(release: Release, unscaled: str, metrics: None, figures: Figures) -> None:
     release.apply(scaled(release, unscaled, 100))
     name = f"{unscaled}-replicas"
-    release.wait(AUTOSCALER, name, "create", 60)
-    release.wait(AUTOSCALER, name, "condition=ScalingActive", 120)
-    release.wait(AUTOSCALER, name, "jsonpath={.status.currentReplicas}=1", 60)
+    release.wait(AUTOSCALER, name, "create")
+    release.wait(AUTOSCALER, name, "condition=ScalingActive")
+    release.wait(AUTOSCALER, name, "jsonpath={.status.currentReplicas}=1")
     with Load(release.address_on_a_node(), BUSY_REQUESTS_PER_SECOND):
         begun = time.monotonic()
-        release.wait(AUTOSCALER, name, "jsonpath={.status.desiredReplicas}=2", 240)
+        release.wait(AUTOSCALER, name, "jsonpath={.status.desiredReplicas}=2")
         decided = time.monotonic()
         release.wait_routable(unscaled, 2)
         note = (
@@ -88,7 +88,7 @@ def test_load_scales_a_service_out_and_in(release: Release, unscaled: str, metri
         )
         figures.note("autoscaler_out_seconds", time.monotonic() - begun, note.format(decided - begun))
     begun = time.monotonic()
-    release.wait(AUTOSCALER, name, "jsonpath={.status.desiredReplicas}=1", 240)
+    release.wait(AUTOSCALER, name, "jsonpath={.status.desiredReplicas}=1")
     release.wait_routable(unscaled, 1)
     figures.note(
         "autoscaler_in_seconds", time.monotonic() - begun, "from the last request until one replica is routed to"
