@@ -56,6 +56,19 @@ def replicas(running: Running, name: str) -> dict[str, int]:
     }
 
 
+def answering(running: Running, name: str) -> set[int]:
+    """Return the pids of the replicas that answer at the addresses that Serve names."""
+    details = running.get_json("ray-dashboard", "/api/serve/applications/")
+    ports = [
+        target["port"]
+        for group in details["target_groups"]
+        if group["app_name"] == f"default.{name}" and group["protocol"] == "HTTP"
+        for target in group["targets"]
+    ]
+    urls = [f"http://127.0.0.1:{port}/default.{name}" for port in ports]
+    return {httpx.get(url, timeout=60, trust_env=False).json()["pid"] for url in urls}
+
+
 def log_of(running: Running, name: str) -> Path:
     return running.installation.home / f"logs/default/rayjob/{name}/driver.log"
 
@@ -116,17 +129,7 @@ def test_ray_services_share_one_serve_and_change_alone(running: Running) -> None
         "127.0.0.1",
         str(running.installation.ports["ray-dashboard"]),
     )
-    details = running.get_json("ray-dashboard", "/api/serve/applications/")
-    ports = [
-        target["port"]
-        for group in details["target_groups"]
-        if group["app_name"] == "default.first" and group["protocol"] == "HTTP"
-        for target in group["targets"]
-    ]
-    answers = [
-        httpx.get(f"http://127.0.0.1:{port}/default.first", timeout=60, trust_env=False).json() for port in ports
-    ]
-    assert {answer["pid"] for answer in answers} == set(grown.values())
+    eventually(lambda: answering(running, "first") == set(grown.values()))
 
     broken = ray_service(running, "second")
     broken["spec"]["serveConfigV2"] = "applications: ["
