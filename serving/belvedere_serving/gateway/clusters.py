@@ -7,6 +7,8 @@ from typing import Any
 from belvedere_platform.resources.gateway_route import GatewayRoute
 from belvedere_serving.gateway.messages import EXTENSIONS, build, cluster_pb2, endpoint_pb2, typed
 from belvedere_serving.gateway.world import PROTOCOLS, World
+from belvedere_serving.server.door import TOO_BUSY
+from belvedere_serving.server.grpc_door import PUSHBACK
 
 TAP_CLUSTER = "shadow_tap"
 VERSION_METADATA = "belvedere"
@@ -17,6 +19,8 @@ _CONNECT_TIMEOUT = "1s"
 # Below the five seconds after which common Python servers close an idle connection: else a request can meet a closing one.
 _HTTP_IDLE_TIMEOUT = "4s"
 _MAX_REQUESTS = 4096
+_CANCELLED, _RESOURCE_EXHAUSTED = 1, 8
+"""Numbers of gRPC's statuses."""
 
 
 def cluster_name(namespace: str, service: str, version: str, protocol: str) -> str:
@@ -85,7 +89,7 @@ def _http_prefix(world: World, key: tuple[str, str, str]) -> str:
 
 
 def _version_cluster(name: str, protocol: str, route: GatewayRoute, prefix: str) -> Any:
-    options = _http1_options(prefix) if protocol == "http" else _http2_options()
+    options = _http1_options(prefix) if protocol == "http" else _http2_options(_refusal_filter(), _codec_filter())
     return build(
         cluster_pb2.Cluster,
         {
@@ -146,8 +150,12 @@ def _outlier_detection() -> dict[str, Any]:
     }
 
 
-def _http2_options() -> dict[str, Any]:
-    return typed(_HTTP_OPTIONS, explicit_http_config={"http2_protocol_options": {}})
+def _http2_options(*filters: dict[str, Any]) -> dict[str, Any]:
+    return typed(
+        _HTTP_OPTIONS,
+        explicit_http_config={"http2_protocol_options": {}},
+        **({"http_filters": filters} if filters else {}),
+    )
 
 
 def _http1_options(prefix: str) -> dict[str, Any]:
@@ -163,13 +171,30 @@ def _http1_options(prefix: str) -> dict[str, Any]:
 def _prefix_filter(prefix: str) -> dict[str, Any]:
     # A weighted cluster has no path rewrite of its own, so the cluster puts the prefix before the path. A repeated attempt
     # meets the headers that the first one left, hence the comparison. The prefix holds no character special in Lua strings.
-    source = (
+    return _lua_filter(
         f'local prefix = "{prefix}"\n'
         "function envoy_on_request(handle)\n"
         '  local path = handle:headers():get(":path")\n'
         '  if path:sub(1, #prefix + 1) ~= prefix .. "/" then handle:headers():replace(":path", prefix .. path) end\n'
         "end\n"
     )
+
+
+def _refusal_filter() -> dict[str, Any]:
+    # Where too many calls wait in a server's gRPC itself, it ends those that come, and knows no other status for it than
+    # CANCELLED, which says that the client gave up and which nobody repeats. A call whose answer has begun is left alone.
+    return _lua_filter(
+        "function envoy_on_response(handle)\n"
+        "  local headers = handle:headers()\n"
+        f'  if headers:get("grpc-status") ~= "{_CANCELLED}" then return end\n'
+        f'  headers:replace("grpc-status", "{_RESOURCE_EXHAUSTED}")\n'
+        f'  headers:replace("grpc-message", "{TOO_BUSY}")\n'
+        f'  headers:replace("{PUSHBACK}", "1000")\n'
+        "end\n"
+    )
+
+
+def _lua_filter(source: str) -> dict[str, Any]:
     lua = f"{EXTENSIONS}.filters.http.lua.v3.Lua"
     return {
         "name": "envoy.filters.http.lua",
