@@ -1,9 +1,9 @@
 """Decides when the threads of a server may interrupt each other: not while it refuses.
 
 By the kernel's default, a thread that wakes takes the core from one that has run for a while. Each request that comes under overload
-then interrupts the engine, only to be refused, and the engine finds the caches full of other things: that costs more than the refusal
-itself. Of threads that run as a batch none interrupts another: it waits until that one waits, or until its slice of time is over (some
-three milliseconds), and then refuses all that came meanwhile. Where no other thread wants the core, nobody waits for anything.
+then interrupts the engine, only to be refused, and has a turn of the event loop for itself: as much again as the refusal costs. Of threads
+that run as a batch none interrupts another: it waits until that one waits, or until its slice of time is over (some three milliseconds),
+and then refuses all that came meanwhile. Where no other thread wants the core, nobody waits for anything.
 """
 
 from __future__ import annotations
