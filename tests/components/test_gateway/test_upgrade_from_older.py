@@ -211,6 +211,28 @@ async def fill(cluster: Cluster, older: Path) -> None:
             print(f"upgrade: the older API server refuses {kind.kind} {name}: {error}")
 
 
+async def refuse(cluster: Cluster) -> None:
+    """Have the older operator abort a candidate, which nobody asks for again."""
+    day, name = cluster.day, "refused"
+
+    async def status() -> Manifest:
+        return (await day.store.get(MODEL_SERVICE, name, NAMESPACE)).get("status") or {}
+
+    async def serves() -> bool:
+        return ((await status()).get("stable") or {}).get("routableReplicas") == 1
+
+    async def aborted() -> bool:
+        gone = f"{RAY_SERVICE.kind}/{name}-other" not in await cluster.all()
+        return gone and ((await status()).get("rollout") or {}).get("phase") == "Aborted"
+
+    await day.apply(TRAINING_RUN, "other", RUN)
+    await day.apply(MODEL_SERVICE, name, {**SERVED, "version": "v1"})
+    await eventually(serves, "the service to serve")
+    wish = {"belvedere.dev/rollout-request": json.dumps({"verb": "abort", "candidate": "other", "id": "1"})}
+    await day.apply(MODEL_SERVICE, name, {**SERVED, "version": "other"}, annotations=wish)
+    await eventually(aborted, "the candidate to be refused")
+
+
 @pytest.mark.parametrize("first", ["operator", "gateway"])
 async def test_an_older_version_is_followed_by_this_one(
     first: str, day: Day, older: Path, start: Any, servers: Any, free_port: Any, tmp_path: Path
@@ -218,6 +240,7 @@ async def test_an_older_version_is_followed_by_this_one(
     replicas = {version: await servers(version, address=own_address()) for version in ("v1", "v2")}
     assert isinstance(day.actors, RealReplicas)
     day.actors.servers = {f"emoji-{version}": [server] for version, server in replicas.items()}
+    day.actors.servers["refused-v1"] = [replicas["v1"]]
     day.actors.servers |= {f"more-{number}-v1": [replicas["v1"]] * 2 for number in range(NUM_MORE)}
     ports = {name: free_port() for name in ("xds", "metrics", "tap", "gateway", "admin")}
     flags = {name: f"--{name}-port={port}" for name, port in ports.items()}
@@ -241,6 +264,7 @@ async def test_an_older_version_is_followed_by_this_one(
         await start("envoy", f"--output={tmp_path}/envoy.json", flags["xds"], flags["gateway"], flags["admin"])
         await fill(cluster, older)
         await eventually(lambda: day.stable_is("v1"), "the first version to serve")
+        await refuse(cluster)
         await eventually(partial(answers, ports["gateway"]), "the gateway to answer")
         load.start(2)
         before = await cluster.settled()
@@ -258,6 +282,7 @@ async def test_an_older_version_is_followed_by_this_one(
         for name, fields in told.items():
             print(f"upgrade: {name}: {', '.join(fields)}")
         assert pods(after) == pods(before)
+        assert after["ModelService/refused"]["status"]["rollout"]["phase"] == "Aborted"
         assert [name for name, fields in told.items() if not fields] == []
         for name, one in before.items():
             assert after[name]["metadata"]["uid"] == one["metadata"]["uid"], name
