@@ -70,7 +70,8 @@ def asked_run(
     document["data"]["texts"] = texts or document["data"]["texts"]
     loop, _, seconds = trained(RunConfig.model_validate(document), subject.store, cores=1)
     loop.stepper.model.eval()
-    return loop.stepper, f"{optimization['pairs']} pairs in {seconds:.0f} s of processor time, one thread"
+    threads = loop.stepper.execution.threads  # those of the slice that began it
+    return loop.stepper, f"{optimization['pairs']} pairs in {seconds:.0f} s of processor time, threads: {threads}"
 
 
 def example() -> dict[str, Any]:
