@@ -13,7 +13,8 @@ from torch.nn import functional
 from belvedere_training.model.attention import at
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.language import asked_places, hidden_word_loss, hide_words, next_word_loss
+from belvedere_training.objectives.language import asked_places, asked_word_loss, hide_words
+from next_words import next_word_loss
 
 MASK_ID = 299
 
@@ -61,13 +62,13 @@ def test_places_before_asked_words_cost_what_all_places_do(kinds: list[list[str]
     found = asked_places(tokens, asked)
     shown = at(logits, found.place_BA)
     expected = next_word_loss(logits, tokens, asked_BT=asked)
-    torch.testing.assert_close(hidden_word_loss(shown, found.target_BA, found.real_BA), expected)
+    torch.testing.assert_close(asked_word_loss(shown, found.target_BA, found.real_BA), expected)
 
 
 def test_only_words_that_were_asked_cost() -> None:
     logits, tokens = torch.randn(1, 3, 9, requires_grad=True), torch.tensor([[1, 5, 7]])
     asked = torch.tensor([[False, False, True]])
-    loss = hidden_word_loss(logits, tokens, asked)
+    loss = asked_word_loss(logits, tokens, asked)
     torch.testing.assert_close(loss, functional.cross_entropy(logits[0, 2:], tokens[0, 2:]))
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
@@ -76,7 +77,7 @@ def test_only_words_that_were_asked_cost() -> None:
 
 def test_nothing_asked_costs_nothing_and_gives_finite_gradients() -> None:
     logits = torch.randn(1, 3, 9, requires_grad=True)
-    loss = hidden_word_loss(logits, torch.tensor([[1, 5, 7]]), torch.zeros(1, 3, dtype=torch.bool))
+    loss = asked_word_loss(logits, torch.tensor([[1, 5, 7]]), torch.zeros(1, 3, dtype=torch.bool))
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert logits.grad is not None
@@ -97,7 +98,7 @@ def test_words_are_learned_from_the_picture(whole: VisionLanguageModel, draw: to
 
     def losses(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         said = next_word_loss(whole.words(whole.fuse(seen, tokens, causal=True).text_BTD), tokens)
-        return said, hidden_word_loss(whole.words(whole.fuse(seen, question).text_BTD), tokens, asked)
+        return said, asked_word_loss(whole.words(whole.fuse(seen, question).text_BTD), tokens, asked)
 
     first = losses(pixels)[0].item()
     for _ in range(60):

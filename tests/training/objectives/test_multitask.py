@@ -10,8 +10,8 @@ from belvedere_platform.resources.training_run import Objectives
 from belvedere_training.data.loader import Said
 from belvedere_training.model.config import sized
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.language import next_word_loss
 from belvedere_training.objectives.multitask import MultiTask, Outputs, any_asked, check, drawn
+from next_words import next_word_loss
 
 ALL = Objectives(itm=1, lm=1, mlm=0.5, mim=0.5, groups_per_step=3)
 

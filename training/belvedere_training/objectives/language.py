@@ -17,23 +17,6 @@ REPLACED_BY_MASK, REPLACED_BY_WORD = 0.8, 0.1
 FIRST_WORD = 2  # tokens below are padding and the start of a text, and are never hidden or put in
 
 
-def next_word_loss(
-    logits_BTV: Tensor, tokens_BT: Tensor, smoothing: float = 0.0, asked_BT: Tensor | None = None
-) -> Tensor:
-    """Return the mean cross-entropy of each token given those before it; padding is nobody's target.
-
-    asked_BT: the tokens that count, all if None; nothing asked costs nothing.
-    """
-    left_out_BT = tokens_BT[:, 1:] == PAD_ID
-    if asked_BT is not None:
-        left_out_BT = left_out_BT | ~asked_BT[:, 1:]
-    target_BT = tokens_BT[:, 1:].masked_fill(left_out_BT, -100)
-    total = functional.cross_entropy(
-        logits_BTV[:, :-1].flatten(0, 1).float(), target_BT.flatten(), label_smoothing=smoothing, reduction="sum"
-    )
-    return total / (~left_out_BT).sum().clamp(min=1)
-
-
 class Asked(NamedTuple):
     """The places before the words that count, [B, A], which of them are real, and those words."""
 
@@ -73,8 +56,8 @@ def hide_words(
     return Hidden(torch.where(swapped_BT, words_BT, hidden_BT), asked_BT)
 
 
-def hidden_word_loss(logits_BTV: Tensor, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the words asked for; nothing asked costs nothing."""
+def asked_word_loss(logits_BTV: Tensor, tokens_BT: Tensor, asked_BT: Tensor) -> Tensor:
+    """Return the mean cross-entropy over the words asked for, hidden ones or next ones; nothing asked costs nothing."""
     # The sum over none is 0, with a gradient of 0, where the mean would be no number.
     total = functional.cross_entropy(logits_BTV[asked_BT].float(), tokens_BT[asked_BT], reduction="sum")
     return total / asked_BT.sum().clamp(min=1)

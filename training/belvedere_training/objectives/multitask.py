@@ -17,7 +17,7 @@ from belvedere_training.model.disentangling import disentangling_loss
 from belvedere_training.model.text import TextTower
 from belvedere_training.model.tower import Encoded
 from belvedere_training.model.vision_language import VisionLanguageModel
-from belvedere_training.objectives.language import asked_places, hidden_word_loss, hide_words
+from belvedere_training.objectives.language import asked_places, asked_word_loss, hide_words
 from belvedere_training.objectives.matching import hard_negatives, matching_loss
 from belvedere_training.objectives.pixels import masked_image_loss
 
@@ -137,14 +137,14 @@ class MultiTask(nn.Module):
         text = encoded_once(self.model.text, said_CT) if made is None else made
         asked = asked_places(said_CT, asked_CT)
         fused = self.model.fuse_encoded(image, text, causal=True, wanted_BA=asked.place_BA)
-        return hidden_word_loss(self.model.words(fused.text_BTD), asked.target_BA, asked.real_BA)
+        return asked_word_loss(self.model.words(fused.text_BTD), asked.target_BA, asked.real_BA)
 
     def _hidden_words(self, image: Encoded, said_CT: Tensor, generator: torch.Generator) -> Tensor:
         assert self.mask_id is not None
         hidden = hide_words(said_CT, self.mask_id, self.model.config.text.vocab_size, generator)
         text = self.model.text.encode(hidden.tokens_BT, causal=False)
         fused = self.model.fuse_encoded(image, text)
-        return hidden_word_loss(self.model.words(fused.text_BTD), said_CT, hidden.asked_BT)
+        return asked_word_loss(self.model.words(fused.text_BTD), said_CT, hidden.asked_BT)
 
 
 def encoded_once(tower: TextTower, tokens_CT: Tensor) -> Encoded:
