@@ -81,7 +81,11 @@ class Installation:
 
     def environment(self) -> dict[str, str]:
         """Return what every process of the installation gets: the environment of the user who started it, and ours."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _INHERITED or not name.startswith(_NOT_INHERITED)
+        }
         # The console scripts of the environment that this control plane runs from come first.
         programs = str(Path(sys.executable).parent)
         return inherited | {
@@ -102,6 +106,7 @@ class Installation:
             (self.home / "ray").symlink_to(self.ray_directory)
 
 
+_INHERITED = ("BELVEDERE_ENGINE_CACHE_GIB",)
 _NOT_INHERITED = ("BELVEDERE_", "RAY_", "VIRTUAL_ENV", "PYTEST_", "CLICK_", "_BELVEDERE")
 
 

@@ -12,6 +12,7 @@ from belvedere_serving.engines.loading import LoadedRuntime, load_runtime
 from belvedere_serving.engines.node_cache import cache_root
 from belvedere_serving.engines.preprocess import ImagePreprocessor, Recipe, TextPreprocessor
 from belvedere_serving.generation.decoder import HeadPrograms, onnx_heads
+from belvedere_serving.server import cache_limit
 
 TOWERS = (EMBED_TEXT, EMBED_IMAGE)
 
@@ -35,10 +36,25 @@ def cache_folder() -> Path:
 
 
 def fetch(artifacts: str, digest: str, cache: Path) -> Path:
-    """Return the folder with the engine's files, which are checked against the digest each time."""
-    target = cache / digest.removeprefix("sha256:")
+    """Return the folder with the engine's files, which are checked against the digest each time.
+
+    It stays until this process ends. Before one is pulled, engines that no process uses make room (`cache_limit`).
+    """
+    name = digest.removeprefix("sha256:")
+    target = cache / name
+    limit = cache_limit.limit_bytes()
     target.parent.mkdir(parents=True, exist_ok=True)
-    return ArtifactStore(artifacts).pull(digest, target)
+    store = ArtifactStore(artifacts)
+    # What is held is never let go by hand: the kernel does it when the process ends.
+    if cache_limit.hold(target) is not None:
+        return store.pull(digest, target)
+    while True:
+        size = sum(entry.size for entry in store.resolve(digest).files)
+        cache_limit.make_room(cache, incoming=name, size=size, limit=limit)
+        store.pull(digest, target)
+        # Another process may take its room in the moment between the two.
+        if cache_limit.hold(target) is not None:
+            return target
 
 
 def load(folder: Path, *, threads: int, models: Collection[str] = ()) -> LoadedEngine:

@@ -50,6 +50,16 @@ def test_ray_directory_is_short_enough_for_unix_sockets(tmp_path: Path) -> None:
     assert len(str(opened(deep).ray_directory)) <= LONGEST_RAY_DIRECTORY
 
 
+def test_processes_get_the_limit_of_the_engine_cache_and_nothing_else_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BELVEDERE_ENGINE_CACHE_GIB", "7")
+    monkeypatch.setenv("BELVEDERE_TRACES", "elsewhere")
+    environment = opened(tmp_path).environment()
+    assert environment["BELVEDERE_ENGINE_CACHE_GIB"] == "7"
+    assert "BELVEDERE_TRACES" not in environment
+
+
 @pytest.mark.parametrize(
     ("ports", "message"),
     [
