@@ -1,17 +1,27 @@
 """What can go wrong with artifacts.
 
 NotFound       └── ArtifactNotFound   no such tag or digest
+Unavailable    └── BlobsCollected     a collection took what a push had found or brought
 CorruptData    ├── CorruptBlob        stored bytes do not hash to their name
                └── StorageFull        the disk or quota ended; nothing half-written is left
 """
 
 from __future__ import annotations
 
-from belvedere_platform.errors import CorruptData, NotFound
+from belvedere_platform.errors import CorruptData, NotFound, Unavailable
 
 
 class ArtifactNotFound(NotFound):
     """The artifact store has no artifact of this tag or digest."""
+
+
+class BlobsCollected(Unavailable):
+    """Garbage collection removed blobs that nothing referred to yet."""
+
+    def __init__(self, where: str, digest: str) -> None:
+        super().__init__(
+            f"garbage collection in {where} removed what {digest} needs before it was named there; try again"
+        )
 
 
 class CorruptBlob(CorruptData):

@@ -52,5 +52,19 @@ def needed(
     return {one.digest for one in artifacts if wanted(one)}
 
 
+def reachable(known: Mapping[str, Descriptor], keep: Iterable[str]) -> set[str]:
+    """Return the digests of what is kept, by tag or digest, and of what that was made for."""
+    by_tag = {tag: one.digest for one in known.values() for tag in one.tags}
+    kept: set[str] = set()
+    pending = [by_tag.get(reference, reference) for reference in keep]
+    while pending:
+        digest = pending.pop()
+        if digest in known and digest not in kept:
+            kept.add(digest)
+            if (subject := known[digest].subject) is not None:
+                pending.append(subject)
+    return kept
+
+
 def _matches(tag: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(tag, pattern) for pattern in patterns)

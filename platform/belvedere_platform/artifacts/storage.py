@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -33,6 +33,9 @@ TAKE_OVER_SECONDS = 1.0
 # Without shared locks, garbage collection on an object store must spare what a running push has just uploaded.
 REMOTE_GRACE_SECONDS = 3600.0
 
+Held = Callable[[], None]
+"""Says that a lock is held still, and renews it when it is time to. Raises Unavailable when it may be another's by now."""
+
 
 class Storage(Protocol):
     """A tree of files, each replaced whole."""
@@ -47,8 +50,11 @@ class Storage(Protocol):
         """Return the bytes of a file, or None when it is not there."""
         ...
 
-    def write(self, path: str, source: IO[bytes]) -> str:
-        """Write a file whole or not at all, and return the digest of what was written. Raises StorageFull."""
+    def write(self, path: str, source: IO[bytes], *, expected: str | None = None) -> str:
+        """Write a file whole or not at all, and return the digest of the source. Raises StorageFull.
+
+        A source whose digest is not the one expected is not written: what was there before stays.
+        """
         ...
 
     def delete(self, path: str) -> None:
@@ -59,8 +65,8 @@ class Storage(Protocol):
         """Return the names of the files in a directory."""
         ...
 
-    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Keep all others out of what this lock guards."""
+    def lock(self, name: str) -> contextlib.AbstractContextManager[Held]:
+        """Keep all others out of what this lock guards. Long work asks between its steps, and all work before it writes."""
         ...
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
@@ -69,6 +75,14 @@ class Storage(Protocol):
 
     def sweeping(self) -> contextlib.AbstractContextManager[Callable[[str], bool]]:
         """Keep writers away while garbage is collected, and say of a path whether it may be removed."""
+        ...
+
+    def fresh(self, path: str) -> bool:
+        """Return whether a file is there, and garbage collection spares it until a push that begins now has ended."""
+        ...
+
+    def missing(self, directory: str, names: Iterable[str]) -> set[str]:
+        """Return which files of a directory garbage collection has taken from a push. None where `writing` keeps it away."""
         ...
 
 
@@ -93,8 +107,11 @@ def full_disk_is_clear(where: str, doing: str) -> Iterator[None]:
         raise
 
 
-def write_whole(target: Path, source: IO[bytes], *, staging: Path) -> str:
-    """Write a local file by way of a staging directory on the same disk: write, fsync, rename. Return the digest."""
+def write_whole(target: Path, source: IO[bytes], *, staging: Path, expected: str | None = None) -> str:
+    """Write a local file by way of a staging directory on the same disk: write, fsync, rename. Return the digest.
+
+    With another digest than is expected, if one is, the target stays as it was.
+    """
     temporary = staging / f"{os.getpid()}-{uuid.uuid4().hex}"
     with full_disk_is_clear(str(target.parent), f"writing {target.name}"):
         staging.mkdir(parents=True, exist_ok=True)
@@ -104,6 +121,9 @@ def write_whole(target: Path, source: IO[bytes], *, staging: Path) -> str:
                 digest = copy_hashing(source, sink)
                 sink.flush()
                 os.fsync(sink.fileno())
+            if expected not in (None, digest):
+                temporary.unlink()
+                return digest
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -151,8 +171,8 @@ class LocalStorage:
         except FileNotFoundError:
             return None
 
-    def write(self, path: str, source: IO[bytes]) -> str:
-        return write_whole(self.root / path, source, staging=self._ingest)
+    def write(self, path: str, source: IO[bytes], *, expected: str | None = None) -> str:
+        return write_whole(self.root / path, source, staging=self._ingest, expected=expected)
 
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
@@ -163,8 +183,10 @@ class LocalStorage:
         except FileNotFoundError:
             return []
 
-    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return file_lock(self.root / f"{name}.lock")
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[Held]:
+        with file_lock(self.root / f"{name}.lock"):
+            yield lambda: None
 
     def writing(self) -> contextlib.AbstractContextManager[None]:
         return file_lock(self.root / "writers.lock", shared=True)
@@ -179,6 +201,12 @@ class LocalStorage:
             # No writer is alive in here, so whatever is staged was left by one that was killed.
             for name in self.names("ingest"):
                 self.delete(f"ingest/{name}")
+
+    def fresh(self, path: str) -> bool:
+        return self.size(path) is not None
+
+    def missing(self, directory: str, names: Iterable[str]) -> set[str]:
+        return set()
 
 
 class RemoteStorage:
@@ -204,32 +232,40 @@ class RemoteStorage:
         except FileNotFoundError:
             return None
 
-    def write(self, path: str, source: IO[bytes]) -> str:
+    def write(self, path: str, source: IO[bytes], *, expected: str | None = None) -> str:
         where = self._at(path)
         self._fs.makedirs(where.rpartition("/")[0], exist_ok=True)
         with full_disk_is_clear(self.url, f"writing {path}"):
             first = source.read(ONE_REQUEST_BYTES)
             if len(first) < ONE_REQUEST_BYTES:
-                self._fs.pipe_file(where, first)
-                return "sha256:" + hashlib.sha256(first).hexdigest()
+                digest = "sha256:" + hashlib.sha256(first).hexdigest()
+                if expected in (None, digest):
+                    self._fs.pipe_file(where, first)
+                return digest
             source.seek(-len(first), os.SEEK_CUR)
-            return self._upload(where, source)
+            return self._upload(where, source, expected)
 
-    def _upload(self, where: str, source: IO[bytes]) -> str:
+    def _upload(self, where: str, source: IO[bytes], expected: str | None) -> str:
         sink = self._fs.open(where, "wb")
         try:
             digest = copy_hashing(source, sink)
         except BaseException:
-            # To close it would publish what there is of it.
-            if isinstance(sink, AbstractBufferedFile):
-                sink.discard()
-                sink.closed = True
-            else:
-                sink.close()
-                self._fs.rm_file(where)
+            self._discard(where, sink)
             raise
-        sink.close()
+        if expected in (None, digest):
+            sink.close()
+        else:
+            self._discard(where, sink)
         return digest
+
+    def _discard(self, where: str, sink: Any) -> None:
+        # To close it would publish what there is of it.
+        if isinstance(sink, AbstractBufferedFile):
+            sink.discard()
+            sink.closed = True
+        else:
+            sink.close()
+            self._fs.rm_file(where)
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -243,28 +279,43 @@ class RemoteStorage:
             return []
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> Iterator[Held]:
         where, owner = self._at(f"{name}.lock"), uuid.uuid4().hex
-        self._acquire(where, owner)
+        expires = self._acquire(where, owner)
+
+        def held() -> None:
+            nonlocal expires
+            now = self._clock()
+            if now < expires - LEASE_SECONDS * 2 / 3:
+                return
+            # After it ran out another may be taking it over, even while it still reads as ours.
+            if now >= expires or (self._holder(where) or {}).get("owner") != owner:
+                raise Unavailable(
+                    f"the lock {where} ran out before the work was done; nothing more was written: try again"
+                )
+            self._fs.pipe_file(where, _lease(owner, now + LEASE_SECONDS))
+            expires = now + LEASE_SECONDS
+
         try:
-            yield
+            yield held
         finally:
             if (self._holder(where) or {}).get("owner") == owner:
                 self._fs.rm_file(where)
 
-    def _acquire(self, where: str, owner: str) -> None:
+    def _acquire(self, where: str, owner: str) -> float:
+        """Take the lock, and return when it runs out."""
         deadline, delay, taken_over = self._clock() + 2 * LEASE_SECONDS, 0.02, False
         self._fs.makedirs(self._root, exist_ok=True)
         while True:
-            lease = json.dumps({"owner": owner, "expires": self._clock() + LEASE_SECONDS}).encode()
+            expires = self._clock() + LEASE_SECONDS
             with contextlib.suppress(FileExistsError):
-                self._fs.pipe_file(where, lease, mode="create")
+                self._fs.pipe_file(where, _lease(owner, expires), mode="create")
                 if not taken_over:
-                    return
+                    return expires
                 # Another who saw the same expired lock may be about to remove ours: who has it after a while has it.
                 self._sleep(TAKE_OVER_SECONDS)
                 if (self._holder(where) or {}).get("owner") == owner:
-                    return
+                    return expires
             holder = self._holder(where)
             if holder is not None and holder["expires"] < self._clock():
                 with contextlib.suppress(FileNotFoundError):
@@ -291,12 +342,29 @@ class RemoteStorage:
     @contextlib.contextmanager
     def sweeping(self) -> Iterator[Callable[[str], bool]]:
         def old_enough(path: str) -> bool:
-            try:
-                return bool(self._clock() - self._fs.modified(self._at(path)).timestamp() > REMOTE_GRACE_SECONDS)
-            except FileNotFoundError:
-                return False
+            age = self._age_seconds(path)
+            return age is not None and age > REMOTE_GRACE_SECONDS
 
         yield old_enough
+
+    def fresh(self, path: str) -> bool:
+        age = self._age_seconds(path)
+        return age is not None and age < REMOTE_GRACE_SECONDS / 2
+
+    def _age_seconds(self, path: str) -> float | None:
+        self._fs.invalidate_cache()
+        try:
+            return self._clock() - float(self._fs.modified(self._at(path)).timestamp())
+        except FileNotFoundError:
+            return None
+
+    def missing(self, directory: str, names: Iterable[str]) -> set[str]:
+        # One listing asks for less than one request for each file would, and this is asked under the index's lock.
+        return set(names) - set(self.names(directory))
+
+
+def _lease(owner: str, expires: float) -> bytes:
+    return json.dumps({"owner": owner, "expires": expires}).encode()
 
 
 def open_storage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import io
 import json
@@ -9,12 +10,13 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
-from belvedere_platform.artifacts.errors import ArtifactNotFound, CorruptBlob
+from belvedere_platform.artifacts.errors import ArtifactNotFound, BlobsCollected, CorruptBlob
+from belvedere_platform.artifacts.garbage import reachable
 from belvedere_platform.artifacts.layout import (
     ARTIFACT_TYPES,
     CONFIG_ANNOTATION,
@@ -33,6 +35,7 @@ from belvedere_platform.artifacts.layout import (
     parse_manifest,
 )
 from belvedere_platform.artifacts.storage import (
+    Held,
     Storage,
     copy_hashing,
     file_lock,
@@ -45,6 +48,7 @@ from belvedere_platform.errors import InvalidInput, NotFound
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 PULLED_MANIFEST = ".manifest.json"
+_T = TypeVar("_T")
 # What the OCI image layout allows in org.opencontainers.image.ref.name.
 _TAG = re.compile(r"[A-Za-z0-9]+([-._:@+]|--)?[A-Za-z0-9]*([-._:@+/]+[A-Za-z0-9]+)*")
 
@@ -64,7 +68,7 @@ class ArtifactStore:
     def __init__(self, url: str, *, storage: Storage | None = None) -> None:
         self._storage = storage or open_storage(url)
         self._read_index = (b"", Index())
-        self._unwritten: list[IndexEntry] = []
+        self._unwritten: list[tuple[IndexEntry, frozenset[str]]] = []
         self._joining = threading.Lock()
 
     @property
@@ -90,16 +94,28 @@ class ArtifactStore:
             _check_tag(tag)
         with self._storage.writing():
             referred = self.resolve(subject) if subject is not None else None
-            entries = [self._push_file(kind, name, files[name]) for name in sorted(files)]
-            config_blob = config_document(kind, config, entries)
-            self._put_blob(io.BytesIO(config_blob), "the config")
-            manifest = manifest_document(
-                kind, entries, config=config, config_blob=config_blob, annotations=annotations or {}, subject=referred
-            )
-            digest = self._put_blob(io.BytesIO(manifest), "the manifest")
-            descriptor = parse_manifest(digest, manifest)
-            self._index_add(descriptor, tag)
-        return self.resolve(digest)
+
+            def put() -> Descriptor:
+                entries = [self._push_file(kind, name, files[name]) for name in sorted(files)]
+                config_blob = config_document(kind, config, entries)
+                self._put_blob(io.BytesIO(config_blob), "the config")
+                manifest = manifest_document(
+                    kind,
+                    entries,
+                    config=config,
+                    config_blob=config_blob,
+                    annotations=annotations or {},
+                    subject=referred,
+                )
+                return parse_manifest(self._put_blob(io.BytesIO(manifest), "the manifest"), manifest)
+
+            descriptor = put()
+            try:
+                self._index_add(descriptor, tag)
+            except BlobsCollected:
+                # It took longer than a collection waits. What is there still is fresh or is sent anew, so once is enough.
+                self._index_add(put(), tag)
+        return self.resolve(descriptor.digest)
 
     def _push_file(self, kind: ArtifactKind, name: str, content: Path | bytes) -> FileEntry:
         check_name(name)
@@ -119,13 +135,12 @@ class ArtifactStore:
     def _put_blob(self, source: IO[bytes], name: str) -> str:
         digest = copy_hashing(source, None)
         path = _blob_path(digest)
-        # A blob that is there but damaged is replaced: pushing again is how a store is mended.
-        if self._storage.size(path) is not None and self._hash(path) == digest:
+        # A blob that is there but damaged is replaced: pushing again is how a store is mended. One that a collection might
+        # take is written again, which makes it new.
+        if self._storage.fresh(path) and self._hash(path) == digest:
             return digest
         source.seek(0)
-        written = self._storage.write(path, source)
-        if written != digest:
-            self._storage.delete(path)
+        if self._storage.write(path, source, expected=digest) != digest:
             raise InvalidInput(f"{name} changed while it was being pushed; push it when nothing writes to it any more")
         return digest
 
@@ -144,31 +159,40 @@ class ArtifactStore:
             tag=tag,
         )
         with self._joining:
-            self._unwritten.append(entry)
-        with self._storage.lock("index"):
-            self._write_joined(entry)
+            self._unwritten.append((entry, descriptor.blobs))
+        with self._storage.lock("index") as held:
+            self._write_joined(entry, held)
 
-    def _write_joined(self, own: IndexEntry) -> None:
+    def _write_joined(self, own: IndexEntry, held: Held) -> None:
         """Write the index once for all threads of this process that wait for it: each write is of all that it has."""
         with self._joining:
-            entries, self._unwritten = self._unwritten, []
-        if not any(one is own for one in entries):
+            waiting, self._unwritten = self._unwritten, []
+        if not any(entry is own for entry, _ in waiting):
             # Another thread has written it with its own.
-            self._unwritten_again(entries)
+            self._unwritten_again(waiting)
             return
-        index = self._index()
-        for entry in entries:
-            index = index.add(entry)
         try:
-            self._write_index(index)
+            # Garbage is collected under this lock, so that what is there now is there when the index names it.
+            names = {_blob_name(blob) for _, blobs in waiting for blob in blobs}
+            missing = self._storage.missing("blobs/sha256", names)
+            index, left = self._index(), []
+            for entry, blobs in waiting:
+                if missing.isdisjoint(map(_blob_name, blobs)):
+                    index = index.add(entry)
+                elif entry is own:
+                    raise BlobsCollected(self.url, own.digest)
+                else:
+                    left.append((entry, blobs))
+            self._write_index(index, held)
         except BaseException:
-            self._unwritten_again(one for one in entries if one is not own)
+            self._unwritten_again(one for one in waiting if one[0] is not own)
             raise
+        self._unwritten_again(left)
 
-    def _unwritten_again(self, entries: Iterable[IndexEntry]) -> None:
+    def _unwritten_again(self, waiting: Iterable[tuple[IndexEntry, frozenset[str]]]) -> None:
         """Leave entries to the threads that brought them: each of them waits for the lock still."""
         with self._joining:
-            self._unwritten[:0] = entries
+            self._unwritten[:0] = waiting
 
     def _index(self) -> Index:
         try:
@@ -183,7 +207,8 @@ class ArtifactStore:
             self._read_index = (content, index)
         return index
 
-    def _write_index(self, index: Index) -> None:
+    def _write_index(self, index: Index, held: Held) -> None:
+        held()
         if self._storage.size("oci-layout") is None:
             self._storage.write("oci-layout", io.BytesIO(canonical({"imageLayoutVersion": LAYOUT_VERSION})))
         content = index.document()
@@ -298,31 +323,31 @@ class ArtifactStore:
     def tag(self, reference: str, tag: str) -> Descriptor:
         """Give an artifact one more tag; a tag that named another artifact moves."""
         _check_tag(tag)
-        descriptor = self.resolve(reference)
-        if tag in descriptor.tags:
-            return descriptor
         with self._storage.writing():
+            descriptor = self.resolve(reference)
+            if tag in descriptor.tags:
+                return descriptor
             self._index_add(descriptor, tag)
         return self.resolve(descriptor.digest)
 
     def untag(self, tag: str) -> None:
         """Take a tag away; the artifact stays until garbage is collected."""
-        with self._storage.lock("index"):
+        with self._storage.lock("index") as held:
             index = self._index()
             if (digest := index.tagged(tag)) is None:
                 raise ArtifactNotFound(self._not_found(tag, index))
             bare = next(entry for entry in index.entries if entry.digest == digest and entry.tag == tag)
             rest = tuple(entry for entry in index.entries if entry is not bare)
             untagged = IndexEntry(digest=digest, size=bare.size, artifact_type=bare.artifact_type)
-            self._write_index(Index(entries=(*rest, untagged)).tidied())
+            self._write_index(Index(entries=(*rest, untagged)).tidied(), held)
 
     def list(self) -> list[Descriptor]:
         """Return every artifact with its tags, tagged ones first."""
-        found = [
-            parse_manifest(digest, self._read_blob(digest, f"the manifest {digest}"), tags=tags)
-            for digest, tags in self._index().digests.items()
-        ]
-        return sorted(found, key=lambda one: (not one.tags, one.tags, one.digest))
+        return sorted(self._artifacts(), key=lambda one: (not one.tags, one.tags, one.digest))
+
+    def _artifacts(self) -> Iterator[Descriptor]:
+        for digest, tags in self._index().digests.items():
+            yield parse_manifest(digest, self._read_blob(digest, f"the manifest {digest}"), tags=tags)
 
     def collect_garbage(
         self, keep: Iterable[str], *, among: Iterable[Descriptor] | None = None, dry_run: bool = False
@@ -331,50 +356,55 @@ class ArtifactStore:
 
         With `among`, what `list` returned when `keep` was decided, whatever was pushed or tagged since then stays too.
         """
-        with self._storage.sweeping() as may_remove, self._index_lock(dry_run):
-            known = {one.digest: one for one in self.list()}
+        with self._storage.sweeping() as may_remove, self._index_lock(dry_run) as held:
+            known = {one.digest: one for one in _asking(held, self._artifacts())}
             seen = None if among is None else {one.digest: one.tags for one in among}
             fresh = [] if seen is None else [one.digest for one in known.values() if seen.get(one.digest) != one.tags]
-            kept = _reachable(known, [*keep, *fresh])
+            kept = reachable(known, [*keep, *fresh])
+            # An entry that stays for its manifest's age keeps the rest of its blobs, however old those are.
+            spared = [
+                digest for digest in _asking(held, known) if digest not in kept and not may_remove(_blob_path(digest))
+            ]
+            kept |= reachable(known, spared)
             used = {blob for digest in kept for blob in known[digest].blobs}
             stored = [f"sha256:{name}" for name in self._storage.names("blobs/sha256")]
-            unused = [blob for blob in stored if blob not in used and may_remove(_blob_path(blob))]
-            spared = {digest for digest in known if digest not in kept and digest not in unused}
-            size = sum(self._storage.size(_blob_path(blob)) or 0 for blob in unused)
+            unused = [blob for blob in _asking(held, stored) if blob not in used and may_remove(_blob_path(blob))]
+            sizes = {blob: self._storage.size(_blob_path(blob)) or 0 for blob in _asking(held, unused)}
             if not dry_run:
-                self._sweep(kept | spared, unused)
-        doomed = tuple(one for digest, one in known.items() if digest not in kept and digest not in spared)
-        return Garbage(artifacts=doomed, blobs=tuple(unused), size_bytes=size)
+                unused = self._sweep(kept, unused, may_remove, held)
+        doomed = tuple(one for digest, one in known.items() if digest not in kept)
+        return Garbage(artifacts=doomed, blobs=tuple(unused), size_bytes=sum(sizes[blob] for blob in unused))
 
     @contextlib.contextmanager
-    def _index_lock(self, dry_run: bool) -> Iterator[None]:
+    def _index_lock(self, dry_run: bool) -> Iterator[Held]:
         if dry_run:
-            yield
+            yield lambda: None
         else:
-            with self._storage.lock("index"):
-                yield
+            with self._storage.lock("index") as held:
+                yield held
 
-    def _sweep(self, kept: set[str], unused: Iterable[str]) -> None:
+    def _sweep(
+        self, kept: set[str], unused: Iterable[str], may_remove: Callable[[str], bool], held: Held
+    ) -> builtins.list[str]:
+        """Remove what is unused, and return what went: a push may have come upon the rest meanwhile."""
         index = self._index()
         remaining = Index(entries=tuple(entry for entry in index.entries if entry.digest in kept))
         # The index goes first: a crash in between leaves unused blobs, never an entry without them.
         if remaining != index:
-            self._write_index(remaining)
-        for blob in unused:
-            self._storage.delete(_blob_path(blob))
+            self._write_index(remaining, held)
+        removed = []
+        for blob in _asking(held, unused):
+            if may_remove(_blob_path(blob)):
+                self._storage.delete(_blob_path(blob))
+                removed.append(blob)
+        return removed
 
 
-def _reachable(known: Mapping[str, Descriptor], keep: Iterable[str]) -> set[str]:
-    by_tag = {tag: one.digest for one in known.values() for tag in one.tags}
-    kept: set[str] = set()
-    pending = [by_tag.get(reference, reference) for reference in keep]
-    while pending:
-        digest = pending.pop()
-        if digest in known and digest not in kept:
-            kept.add(digest)
-            if (subject := known[digest].subject) is not None:
-                pending.append(subject)
-    return kept
+def _asking(held: Held, work: Iterable[_T]) -> Iterator[_T]:
+    """Go through work under a lock, which is renewed as it goes on."""
+    for one in work:
+        held()
+        yield one
 
 
 def _kind(kind: ArtifactKind | str) -> ArtifactKind:
@@ -390,7 +420,11 @@ def _check_tag(tag: str) -> None:
 
 
 def _blob_path(digest: str) -> str:
-    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+    return f"blobs/sha256/{_blob_name(digest)}"
+
+
+def _blob_name(digest: str) -> str:
+    return digest.removeprefix("sha256:")
 
 
 def _is_whole(directory: Path, reference: str) -> bool:

@@ -293,9 +293,9 @@ class SlowIndex(LocalStorage):
         self.fails = False
         self.held, self.go_on = threading.Event(), threading.Event()
 
-    def write(self, path: str, source: IO[bytes]) -> str:
+    def write(self, path: str, source: IO[bytes], *, expected: str | None = None) -> str:
         if path != "index.json":
-            return super().write(path, source)
+            return super().write(path, source, expected=expected)
         self.writes += 1
         if self.writes == 1 and not self.go_on.is_set():
             self.held.set()
