@@ -17,6 +17,7 @@ from belvedere_operators.controlplane.installation import NAMESPACE, Installatio
 from belvedere_operators.controlplane.server import OperatorServer, Parts, control_plane_parts, platform_parts
 from belvedere_operators.executors.deployment import deployment_executor
 from belvedere_operators.executors.job import job_executor
+from belvedere_operators.executors.log_limit import LogLimit
 from belvedere_operators.executors.prometheus_rule import prometheus_rule_executor
 from belvedere_operators.executors.ray_dashboard import RayDashboard
 from belvedere_operators.executors.rayjob import ray_job_executor
@@ -63,6 +64,7 @@ def executors(installation: Installation, machine: Machine, http: httpx.AsyncCli
             prometheus_url=installation.url("prometheus"),
             http=http,
         ),
+        LogLimit(home=installation.home, instance=installation.instance, clock=machine.clock),
     ]
 
 

@@ -116,7 +116,7 @@ class Slot:
 
     def observe(self) -> Observation:
         """Return what runs here, or how it ended."""
-        attempt = self._attempt()
+        attempt = self.attempt()
         if attempt is None:
             return Empty()
         for _ in range(2):
@@ -135,7 +135,7 @@ class Slot:
         with self._locked(fcntl.LOCK_EX) as lock:
             if lock is None:
                 return self.observe()
-            before = self._attempt()
+            before = self.attempt()
             for name in ("identity", "exit"):
                 (self.directory / name).unlink(missing_ok=True)
             number = 1 + (before.number if before and before.owner == command.owner else 0)
@@ -242,7 +242,8 @@ class Slot:
                 f"{command.arguments[0]} could not be started in {command.directory}: {read_tail(command.log, 1)}"
             )
 
-    def _attempt(self) -> Attempt | None:
+    def attempt(self) -> Attempt | None:
+        """Return what was last asked of the slot."""
         fields = read_json(self.directory / "attempt")
         return Attempt(**fields) if fields is not None else None
 
@@ -284,8 +285,13 @@ def open_log(path: Path) -> int:
     """Return a descriptor that appends to a log, after turning over one that has grown large."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
-        path.replace(path.with_suffix(".1.log"))
+        path.replace(older_log(path))
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def older_log(path: Path) -> Path:
+    """Return where the older part of a log is after it was turned over."""
+    return path.with_suffix(".1.log")
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:

@@ -136,7 +136,10 @@ class _Reader:
 
     def read(self) -> bool:
         """Print what is new, and return whether anything was."""
-        files = [file for folder, pattern in self.places for file in sorted(folder.glob(pattern)) if file.is_file()]
+        found = [file for folder, pattern in self.places for file in sorted(folder.glob(pattern)) if file.is_file()]
+        # What was turned over comes before the rest, once: it is what was read already where a log is followed.
+        newest_only = bool(self._offsets) or self._num_lines is not None
+        files = [file for file in found if not (newest_only and file.name.endswith(".1.log"))]
         several = len(files) > 1
         return any([self._read_file(file, several) for file in files])
 

@@ -171,6 +171,32 @@ def test_logs_of_a_job_and_of_what_a_run_started(terminal: Any, run_yaml: str) -
     assert terminal.out("logs", "trun", "clip-v1") == "training\n"
 
 
+def test_a_log_that_is_turned_over_is_followed_and_nothing_is_said_twice(
+    terminal: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal.put(job("build", done=False))
+    folder = terminal.home / "logs/default/job/build"
+    folder.mkdir(parents=True)
+    log, older = folder / "0-build.log", folder / "0-build.1.log"
+    log.write_text("one\ntwo\n")
+
+    def turned_over_then_done(_: Any) -> bool:
+        if older.exists():
+            return True
+        log.rename(older)
+        log.write_text("three\n")
+        return False
+
+    monkeypatch.setattr("belvedere_platform.cli.logs.is_over", turned_over_then_done)
+    assert terminal.out("logs", "job/build", "-f") == "one\ntwo\nthree\n"
+    assert terminal.out("logs", "job/build", "--tail", "1") == "three\n"
+    assert terminal.out("logs", "job/build").splitlines() == [
+        "[build/0-build.1] one",
+        "[build/0-build.1] two",
+        "[build/0-build] three",
+    ]
+
+
 def test_logs_on_a_cluster_name_the_command(terminal: Any) -> None:
     message = terminal.error(5, "logs", "trun", "clip-v1", "--store", "kubernetes://")
     assert "kubectl logs -n default -l belvedere.dev/training-run=clip-v1" in message
