@@ -1,7 +1,7 @@
 """Artifacts: datasets, models and engines, content-addressed in an OCI image layout."""
 
 from belvedere_platform.artifacts.errors import ArtifactNotFound, CorruptBlob, StorageFull
-from belvedere_platform.artifacts.layout import ArtifactKind, Descriptor, FileEntry
+from belvedere_platform.artifacts.layout import ArtifactKind, Descriptor, FileEntry, Foreign
 from belvedere_platform.artifacts.store import ArtifactStore, Garbage
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CorruptBlob",
     "Descriptor",
     "FileEntry",
+    "Foreign",
     "Garbage",
     "StorageFull",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -91,6 +91,16 @@ class Descriptor:
     def blobs(self) -> frozenset[str]:
         """Every blob this artifact needs."""
         return frozenset({self.digest, self.config_digest, *(entry.digest for entry in self.files)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """What another tool put into the layout: its type, and every digest that it needs or names, its own included."""
+
+    digest: str
+    artifact_type: str
+    refers: frozenset[str]
+    tags: tuple[str, ...] = ()
 
 
 def canonical(document: Any) -> bytes:
@@ -210,6 +220,23 @@ def parse_manifest(digest: str, content: bytes, *, tags: Sequence[str] = ()) -> 
     )
 
 
+def is_foreign(document: Mapping[str, Any]) -> bool:
+    """Return whether a manifest, or its entry in the index, has a type that is none of ours."""
+    return document.get("artifactType") not in ARTIFACT_TYPES.values()
+
+
+def type_of(document: Mapping[str, Any], media_type: str) -> str:
+    """Return the type of a foreign manifest: as OCI has it, that of its config where it names none."""
+    return str(document.get("artifactType") or document.get("config", {}).get("mediaType") or media_type)
+
+
+def referred(document: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Return the digests of the blobs that any manifest or image index needs, and of the manifests that it names."""
+    manifests = [*document.get("manifests", ()), *filter(None, [document.get("subject")])]
+    blobs = [*document.get("layers", ()), *document.get("blobs", ()), *filter(None, [document.get("config")])]
+    return {one["digest"] for one in blobs}, {one["digest"] for one in manifests}
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndexEntry:
     """One manifest of the index, with one tag or none."""
@@ -218,6 +245,8 @@ class IndexEntry:
     size: int
     artifact_type: str
     tag: str | None = None
+    foreign: Mapping[str, Any] | None = None
+    """Of what another tool wrote, all that it wrote: its entry is written again as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +265,7 @@ class Index:
                     size=entry["size"],
                     artifact_type=entry.get("artifactType", ""),
                     tag=entry.get("annotations", {}).get(TAG_ANNOTATION),
+                    foreign=entry if is_foreign(entry) else None,
                 )
                 for entry in json.loads(content)["manifests"]
             )
@@ -272,12 +302,7 @@ class Index:
 
     def _moved(self, new: IndexEntry) -> Index:
         rest = [entry for entry in self.entries if entry is not new]
-        moved = [
-            IndexEntry(digest=entry.digest, size=entry.size, artifact_type=entry.artifact_type)
-            if new.tag is not None and entry.tag == new.tag
-            else entry
-            for entry in rest
-        ]
+        moved = [replace(entry, tag=None) if new.tag is not None and entry.tag == new.tag else entry for entry in rest]
         return Index(entries=(*moved, new)).tidied()
 
     def tidied(self) -> Index:
@@ -291,6 +316,8 @@ class Index:
 
 
 def _index_entry(entry: IndexEntry) -> dict[str, Any]:
+    if entry.foreign is not None:
+        return _foreign_entry(entry.foreign, entry.tag)
     document: dict[str, Any] = {
         "mediaType": MANIFEST,
         "artifactType": entry.artifact_type,
@@ -300,3 +327,10 @@ def _index_entry(entry: IndexEntry) -> dict[str, Any]:
     if entry.tag is not None:
         document["annotations"] = {TAG_ANNOTATION: entry.tag}
     return document
+
+
+def _foreign_entry(original: Mapping[str, Any], tag: str | None) -> dict[str, Any]:
+    rest = {name: value for name, value in original.get("annotations", {}).items() if name != TAG_ANNOTATION}
+    annotations = rest if tag is None else {**rest, TAG_ANNOTATION: tag}
+    document = {name: value for name, value in original.items() if name != "annotations"}
+    return {**document, "annotations": annotations} if annotations else document

@@ -11,7 +11,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -21,18 +21,23 @@ from belvedere_platform.artifacts.layout import (
     ARTIFACT_TYPES,
     CONFIG_ANNOTATION,
     LAYOUT_VERSION,
+    MANIFEST,
     ArtifactKind,
     Descriptor,
     FileEntry,
+    Foreign,
     Index,
     IndexEntry,
     canonical,
     check_name,
     config_document,
     digest_of,
+    is_foreign,
     manifest_document,
     media_type_of,
     parse_manifest,
+    referred,
+    type_of,
 )
 from belvedere_platform.artifacts.storage import (
     Held,
@@ -93,7 +98,7 @@ class ArtifactStore:
         if tag is not None:
             _check_tag(tag)
         with self._storage.writing():
-            referred = self.resolve(subject) if subject is not None else None
+            made_for = self.resolve(subject) if subject is not None else None
 
             def put() -> Descriptor:
                 entries = [self._push_file(kind, name, files[name]) for name in sorted(files)]
@@ -105,7 +110,7 @@ class ArtifactStore:
                     config=config,
                     config_blob=config_blob,
                     annotations=annotations or {},
-                    subject=referred,
+                    subject=made_for,
                 )
                 return parse_manifest(self._put_blob(io.BytesIO(manifest), "the manifest"), manifest)
 
@@ -338,16 +343,45 @@ class ArtifactStore:
                 raise ArtifactNotFound(self._not_found(tag, index))
             bare = next(entry for entry in index.entries if entry.digest == digest and entry.tag == tag)
             rest = tuple(entry for entry in index.entries if entry is not bare)
-            untagged = IndexEntry(digest=digest, size=bare.size, artifact_type=bare.artifact_type)
+            untagged = replace(bare, tag=None)
             self._write_index(Index(entries=(*rest, untagged)).tidied(), held)
 
     def list(self) -> list[Descriptor]:
         """Return every artifact with its tags, tagged ones first."""
-        return sorted(self._artifacts(), key=lambda one: (not one.tags, one.tags, one.digest))
+        return self.contents()[0]
 
-    def _artifacts(self) -> Iterator[Descriptor]:
-        for digest, tags in self._index().digests.items():
-            yield parse_manifest(digest, self._read_blob(digest, f"the manifest {digest}"), tags=tags)
+    def contents(self) -> tuple[builtins.list[Descriptor], builtins.list[Foreign]]:
+        """Return every artifact, and what other tools put here, each with its tags and tagged ones first."""
+        ours, others = _parted(self._manifests())
+        return (
+            sorted(ours, key=lambda one: (not one.tags, one.tags, one.digest)),
+            sorted(others, key=lambda one: (not one.tags, one.tags, one.digest)),
+        )
+
+    def _manifests(self) -> Iterator[Descriptor | Foreign]:
+        index = self._index()
+        types = {entry.digest: (entry.foreign or {}).get("mediaType", MANIFEST) for entry in index.entries}
+        for digest, tags in index.digests.items():
+            content = self._read_blob(digest, f"the manifest {digest}")
+            document = json.loads(content)
+            if not is_foreign(document):
+                yield parse_manifest(digest, content, tags=tags)
+                continue
+            artifact_type = type_of(document, types[digest])
+            yield Foreign(
+                digest=digest, artifact_type=artifact_type, refers=self._refers(digest), tags=tuple(sorted(tags))
+            )
+
+    def _refers(self, digest: str) -> frozenset[str]:
+        found, pending = set[str](), {digest}
+        while pending:
+            found.add(one := pending.pop())
+            # An image index may name manifests, and a signature a subject, that nobody has brought here.
+            if self._storage.size(_blob_path(one)) is not None:
+                blobs, manifests = referred(json.loads(self._read_blob(one, f"the manifest {one}")))
+                pending |= manifests - found
+                found |= blobs
+        return frozenset(found)
 
     def collect_garbage(
         self, keep: Iterable[str], *, among: Iterable[Descriptor] | None = None, dry_run: bool = False
@@ -355,23 +389,27 @@ class ArtifactStore:
         """Remove every artifact that is neither in `keep` (tags or digests) nor the subject of one that is, and unused blobs.
 
         With `among`, what `list` returned when `keep` was decided, whatever was pushed or tagged since then stays too.
+        What other tools put here stays with all that it refers to.
         """
         with self._storage.sweeping() as may_remove, self._index_lock(dry_run) as held:
-            known = {one.digest: one for one in _asking(held, self._artifacts())}
+            ours, others = _parted(_asking(held, self._manifests()))
+            known = {one.digest: one for one in ours}
+            foreign = {one.digest for one in others}
+            referred_to = {blob for one in others for blob in one.refers}
             seen = None if among is None else {one.digest: one.tags for one in among}
             fresh = [] if seen is None else [one.digest for one in known.values() if seen.get(one.digest) != one.tags]
-            kept = reachable(known, [*keep, *fresh])
+            kept = reachable(known, [*keep, *fresh, *referred_to])
             # An entry that stays for its manifest's age keeps the rest of its blobs, however old those are.
             spared = [
                 digest for digest in _asking(held, known) if digest not in kept and not may_remove(_blob_path(digest))
             ]
             kept |= reachable(known, spared)
-            used = {blob for digest in kept for blob in known[digest].blobs}
+            used = {blob for digest in kept for blob in known[digest].blobs} | referred_to
             stored = [f"sha256:{name}" for name in self._storage.names("blobs/sha256")]
             unused = [blob for blob in _asking(held, stored) if blob not in used and may_remove(_blob_path(blob))]
             sizes = {blob: self._storage.size(_blob_path(blob)) or 0 for blob in _asking(held, unused)}
             if not dry_run:
-                unused = self._sweep(kept, unused, may_remove, held)
+                unused = self._sweep(kept | foreign, unused, may_remove, held)
         doomed = tuple(one for digest, one in known.items() if digest not in kept)
         return Garbage(artifacts=doomed, blobs=tuple(unused), size_bytes=sum(sizes[blob] for blob in unused))
 
@@ -398,6 +436,17 @@ class ArtifactStore:
                 self._storage.delete(_blob_path(blob))
                 removed.append(blob)
         return removed
+
+
+def _parted(found: Iterable[Descriptor | Foreign]) -> tuple[list[Descriptor], list[Foreign]]:
+    ours: list[Descriptor] = []
+    others: list[Foreign] = []
+    for one in found:
+        if isinstance(one, Descriptor):
+            ours.append(one)
+        else:
+            others.append(one)
+    return ours, others
 
 
 def _asking(held: Held, work: Iterable[_T]) -> Iterator[_T]:

@@ -19,7 +19,7 @@ from belvedere_platform.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from belvedere_platform.artifacts import Descriptor
+    from belvedere_platform.artifacts import Descriptor, Foreign
 
 
 @click.group()
@@ -34,16 +34,21 @@ def artifact() -> None:
 @artifacts_option
 @verbose_option
 def list_(kind: str | None, output: str) -> None:
-    """List artifacts with their tags."""
+    """List artifacts with their tags, and what other tools put into the store as foreign."""
     from belvedere_platform.cli.rendering import emit, table
 
-    found = [one for one in artifact_store().list() if kind in (None, one.kind.value)]
+    ours, others = artifact_store().contents()
+    found = [one for one in ours if kind in (None, one.kind.value)]
+    foreign = others if kind is None else []
     if output != "table":
-        emit([_plain(one) for one in found], output)
+        emit([*map(_plain, found), *map(_plain_foreign, foreign)], output)
         return
     rows = [
         (one.kind.value, one.digest[:19], size_text(one.size_bytes), str(len(one.files)), ", ".join(one.tags) or "-")
         for one in found
+    ]
+    rows += [
+        (f"foreign: {one.artifact_type}", one.digest[:19], "-", "-", ", ".join(one.tags) or "-") for one in foreign
     ]
     click.echo(table(("KIND", "DIGEST", "SIZE", "FILES", "TAGS"), rows))
 
@@ -206,3 +211,7 @@ def _plain(one: Descriptor) -> dict[str, Any]:
         "sizeBytes": one.size_bytes,
         **({"subject": one.subject} if one.subject else {}),
     }
+
+
+def _plain_foreign(one: Foreign) -> dict[str, Any]:
+    return {"kind": "foreign", "artifactType": one.artifact_type, "digest": one.digest, "tags": list(one.tags)}

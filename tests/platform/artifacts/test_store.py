@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from belvedere_platform.artifacts import ArtifactKind, ArtifactNotFound, ArtifactStore, CorruptBlob
 from belvedere_platform.artifacts.errors import StorageFull
+from belvedere_platform.artifacts.layout import digest_of
 from belvedere_platform.artifacts.storage import LocalStorage
 from belvedere_platform.errors import InvalidInput, NotFound
 
@@ -335,3 +336,80 @@ def test_a_tag_that_stands_is_not_written_again(tmp_path: Path) -> None:
     before = (tmp_path / "store" / "index.json").stat().st_ino
     assert store.tag(pushed.digest, "models/v1") == pushed
     assert (tmp_path / "store" / "index.json").stat().st_ino == before
+
+
+def put_foreign(store: ArtifactStore) -> dict[str, str]:
+    """Add what other tools put into a layout: an image for two platforms, and a signature of a model. Digests by name."""
+    root = Path(store.url.removeprefix("file://"))
+
+    def put(content: bytes) -> dict[str, object]:
+        digest = digest_of(content)
+        blob(store, digest).write_bytes(content)
+        return {"mediaType": "application/octet-stream", "digest": digest, "size": len(content)}
+
+    def image(name: str, **more: object) -> dict[str, object]:
+        document = {
+            "schemaVersion": 2,
+            "config": put(f"config {name}".encode()),
+            "layers": [put(name.encode())],
+            **more,
+        }
+        return {**put(json.dumps(document).encode()), "mediaType": "application/vnd.oci.image.manifest.v1+json"}
+
+    model = store.resolve("models/v1")
+    subject = {"digest": model.digest, "size": model.manifest_size}
+    inner = image("for amd64")
+    several = {"schemaVersion": 2, "manifests": [{**inner, "platform": {"architecture": "amd64", "os": "linux"}}]}
+    index_type = "application/vnd.oci.image.index.v1+json"
+    image_index = {
+        **put(json.dumps(several).encode()),
+        "mediaType": index_type,
+        "annotations": {"org.opencontainers.image.ref.name": "images/server", "org.example.from": "elsewhere"},
+    }
+    signature = image("signature", artifactType="application/vnd.example.signature", subject=subject)
+    index = json.loads((root / "index.json").read_text())
+    index["manifests"] += [image_index, signature]
+    (root / "index.json").write_text(json.dumps(index))
+    found = {"image": image_index, "inner": inner, "signature": signature}
+    return {name: str(entry["digest"]) for name, entry in found.items()}
+
+
+def test_what_is_foreign_is_named_and_keeps_what_it_refers_to(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    model = store.push("model", FILES, config=CONFIG, tag="models/v1")
+    lost = store.push("dataset", {"a": b"lost"}, config={}, tag="datasets/lost")
+    digests = put_foreign(store)
+    entries = json.loads((tmp_path / "index.json").read_text())["manifests"]
+    theirs = [one for one in entries if one["digest"] in digests.values()]
+    assert {one.digest for one in store.list()} == {model.digest, lost.digest}
+    assert [(one.digest, one.artifact_type, one.tags) for one in store.contents()[1]] == [
+        (digests["image"], "application/vnd.oci.image.index.v1+json", ("images/server",)),
+        (digests["signature"], "application/vnd.example.signature", ()),
+    ]
+    garbage = store.collect_garbage([], among=store.list())
+    assert [one.digest for one in garbage.artifacts] == [lost.digest], "the signed model is referred to"
+    assert set(garbage.blobs) == lost.blobs - model.blobs
+    assert store.verify("models/v1")
+    for foreign in store.contents()[1]:
+        for digest in foreign.refers:
+            assert blob(store, digest).is_file()
+    after = json.loads((tmp_path / "index.json").read_text())["manifests"]
+    assert len(theirs) == 2
+    assert all(one in after for one in theirs), "their entries are as they were"
+    with pytest.raises(InvalidInput, match=r"signature.* Belvedere reads"):
+        store.resolve(digests["signature"])
+
+
+def test_a_tag_taken_from_what_is_foreign_leaves_it_there(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    store.push("model", FILES, config=CONFIG, tag="models/v1")
+    digests = put_foreign(store)
+    store.tag("models/v1", "images/server")
+    image = next(
+        one
+        for one in json.loads((tmp_path / "index.json").read_text())["manifests"]
+        if one["digest"] == digests["image"]
+    )
+    assert image["annotations"] == {"org.example.from": "elsewhere"}
+    assert image["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    assert digests["image"] in {one.digest for one in store.contents()[1]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -117,6 +119,28 @@ def test_garbage_is_collected(terminal: Any) -> None:
     assert "would remove 0 artifacts" in terminal.out("artifact", "gc", "--dry-run", "--keep-tag", "models/*")
     assert terminal.json("artifact", "gc")["artifacts"][0]["tags"] == ["models/gone"]
     assert [one["digest"] for one in terminal.json("artifact", "list")] == [kept]
+
+
+def test_what_another_tool_put_there_is_named_and_stays(terminal: Any) -> None:
+    push(terminal, "models/gone")
+    index = terminal.home / "artifacts/index.json"
+    content = json.dumps({"schemaVersion": 2, "artifactType": "application/vnd.example.chart", "layers": []}).encode()
+    name = hashlib.sha256(content).hexdigest()
+    (terminal.home / "artifacts/blobs/sha256" / name).write_bytes(content)
+    document = json.loads(index.read_text())
+    document["manifests"].append({"mediaType": "a/manifest", "digest": f"sha256:{name}", "size": len(content)})
+    index.write_text(json.dumps(document))
+    assert f"foreign: application/vnd.example.chart  sha256:{name[:12]}" in terminal.out("artifact", "list")
+    assert [one["kind"] for one in terminal.json("artifact", "list")] == ["model", "foreign"]
+    assert [one["tags"] for one in terminal.json("artifact", "gc")["artifacts"]] == [["models/gone"]]
+    foreign = {
+        "kind": "foreign",
+        "artifactType": "application/vnd.example.chart",
+        "digest": f"sha256:{name}",
+        "tags": [],
+    }
+    assert terminal.json("artifact", "list") == [foreign]
+    assert terminal.json("artifact", "list", "--kind", "model") == []
 
 
 def test_lineage(terminal: Any, run_yaml: str) -> None:
