@@ -24,6 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from belvedere_platform.errors import Unavailable
 from belvedere_platform.store.kubernetes_transport import Transport
 
+WAIT_SECONDS = 60.0
+"""How long what must come is waited for: a test that fails ends, too."""
+
 
 def certified(folder: Path) -> Path:
     """Return a file with a key and a certificate of its own."""
@@ -62,18 +65,25 @@ def silent_server(folder: Path) -> Iterator[tuple[str, threading.Event]]:
 
     def serve() -> None:
         connection, _ = listener.accept()
+        connection.settimeout(WAIT_SECONDS)
+        if over.is_set():
+            connection.close()
+            return
         with certificate(folder).wrap_socket(connection, server_side=True) as line:
             line.recv(1 << 16)
             asked.set()
             over.wait()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield f"https://127.0.0.1:{listener.getsockname()[1]}", asked
+            yield f"https://127.0.0.1:{address[1]}", asked
         finally:
             over.set()
+            # Where nobody has come, the server waits for somebody still.
+            socket.create_connection(address, WAIT_SECONDS).close()
             thread.join()
 
 
@@ -81,10 +91,19 @@ async def give_up(kubeconfig: Path, asked: threading.Event) -> None:
     """Ask, stop waiting for the answer, and close."""
     transport = Transport(kubeconfig=str(kubeconfig), context=None, environment={})
     asking = asyncio.create_task(transport.request("GET", "/api/v1/pods"))
-    await asyncio.to_thread(asked.wait)
-    asking.cancel()
-    await asyncio.gather(asking, return_exceptions=True)
-    await transport.close()
+    try:
+        assert await asyncio.to_thread(asked.wait, WAIT_SECONDS), f"the server has read no request: {asking}"
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await transport.close()
+
+
+def test_a_server_that_nobody_asks_ends(tmp_path: Path) -> None:
+    """Else a client that never comes would be a test that never ends."""
+    with silent_server(tmp_path) as (_, asked):
+        pass
+    assert not asked.is_set()
 
 
 def test_a_request_that_is_given_up_leaves_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
