@@ -113,6 +113,16 @@ def digest_of(content: bytes) -> str:
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
+def blob_path(digest: str) -> str:
+    """Return where a blob is in the layout."""
+    return f"blobs/sha256/{blob_name(digest)}"
+
+
+def blob_name(digest: str) -> str:
+    """Return the file name of a blob."""
+    return digest.removeprefix("sha256:")
+
+
 def check_name(name: str) -> str:
     """Return the file name, or raise InvalidInput when it would leave the directory it is pulled into."""
     path = PurePosixPath(name)

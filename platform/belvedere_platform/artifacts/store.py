@@ -8,8 +8,6 @@ import io
 import json
 import os
 import re
-import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +15,10 @@ from typing import IO, Any, TypeVar
 
 from belvedere_platform.artifacts.errors import ArtifactNotFound, BlobsCollected, CorruptBlob
 from belvedere_platform.artifacts.garbage import reachable
+from belvedere_platform.artifacts.index import StoredIndex
 from belvedere_platform.artifacts.layout import (
     ARTIFACT_TYPES,
     CONFIG_ANNOTATION,
-    LAYOUT_VERSION,
     MANIFEST,
     ArtifactKind,
     Descriptor,
@@ -28,7 +26,7 @@ from belvedere_platform.artifacts.layout import (
     Foreign,
     Index,
     IndexEntry,
-    canonical,
+    blob_path,
     check_name,
     config_document,
     digest_of,
@@ -39,20 +37,11 @@ from belvedere_platform.artifacts.layout import (
     referred,
     type_of,
 )
-from belvedere_platform.artifacts.storage import (
-    Held,
-    Storage,
-    copy_hashing,
-    file_lock,
-    full_disk_is_clear,
-    open_storage,
-    sync_directory,
-    write_whole,
-)
+from belvedere_platform.artifacts.pulling import is_whole, pull_into
+from belvedere_platform.artifacts.storage import Held, Storage, copy_hashing, open_storage
 from belvedere_platform.errors import InvalidInput, NotFound
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-PULLED_MANIFEST = ".manifest.json"
 _T = TypeVar("_T")
 # What the OCI image layout allows in org.opencontainers.image.ref.name.
 _TAG = re.compile(r"[A-Za-z0-9]+([-._:@+]|--)?[A-Za-z0-9]*([-._:@+/]+[A-Za-z0-9]+)*")
@@ -72,9 +61,7 @@ class ArtifactStore:
 
     def __init__(self, url: str, *, storage: Storage | None = None) -> None:
         self._storage = storage or open_storage(url)
-        self._read_index = (b"", Index())
-        self._unwritten: list[tuple[IndexEntry, frozenset[str]]] = []
-        self._joining = threading.Lock()
+        self._index = StoredIndex(self._storage)
 
     @property
     def url(self) -> str:
@@ -116,10 +103,11 @@ class ArtifactStore:
 
             descriptor = put()
             try:
-                self._index_add(descriptor, tag)
+                self._index.add(_entry(descriptor, tag), descriptor.blobs)
             except BlobsCollected:
                 # It took longer than a collection waits. What is there still is fresh or is sent anew, so once is enough.
-                self._index_add(put(), tag)
+                descriptor = put()
+                self._index.add(_entry(descriptor, tag), descriptor.blobs)
         return self.resolve(descriptor.digest)
 
     def _push_file(self, kind: ArtifactKind, name: str, content: Path | bytes) -> FileEntry:
@@ -139,7 +127,7 @@ class ArtifactStore:
 
     def _put_blob(self, source: IO[bytes], name: str) -> str:
         digest = copy_hashing(source, None)
-        path = _blob_path(digest)
+        path = blob_path(digest)
         # A blob that is there but damaged is replaced: pushing again is how a store is mended. One that a collection might
         # take is written again, which makes it new.
         if self._storage.fresh(path) and self._hash(path) == digest:
@@ -156,74 +144,9 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
-    def _index_add(self, descriptor: Descriptor, tag: str | None) -> None:
-        entry = IndexEntry(
-            digest=descriptor.digest,
-            size=descriptor.manifest_size,
-            artifact_type=ARTIFACT_TYPES[descriptor.kind],
-            tag=tag,
-        )
-        with self._joining:
-            self._unwritten.append((entry, descriptor.blobs))
-        with self._storage.lock("index") as held:
-            self._write_joined(entry, held)
-
-    def _write_joined(self, own: IndexEntry, held: Held) -> None:
-        """Write the index once for all threads of this process that wait for it: each write is of all that it has."""
-        with self._joining:
-            waiting, self._unwritten = self._unwritten, []
-        if not any(entry is own for entry, _ in waiting):
-            # Another thread has written it with its own.
-            self._unwritten_again(waiting)
-            return
-        try:
-            # Garbage is collected under this lock, so that what is there now is there when the index names it.
-            names = {_blob_name(blob) for _, blobs in waiting for blob in blobs}
-            missing = self._storage.missing("blobs/sha256", names)
-            index, left = self._index(), []
-            for entry, blobs in waiting:
-                if missing.isdisjoint(map(_blob_name, blobs)):
-                    index = index.add(entry)
-                elif entry is own:
-                    raise BlobsCollected(self.url, own.digest)
-                else:
-                    left.append((entry, blobs))
-            self._write_index(index, held)
-        except BaseException:
-            self._unwritten_again(one for one in waiting if one[0] is not own)
-            raise
-        self._unwritten_again(left)
-
-    def _unwritten_again(self, waiting: Iterable[tuple[IndexEntry, frozenset[str]]]) -> None:
-        """Leave entries to the threads that brought them: each of them waits for the lock still."""
-        with self._joining:
-            self._unwritten[:0] = waiting
-
-    def _index(self) -> Index:
-        try:
-            with self._storage.open("index.json") as stored:
-                content = stored.read()
-        except FileNotFoundError:
-            return Index()
-        # Reading it is quick; making sense of thousands of entries is not, and most reads find what the last one found.
-        before, index = self._read_index
-        if content != before:
-            index = Index.parse(content)
-            self._read_index = (content, index)
-        return index
-
-    def _write_index(self, index: Index, held: Held) -> None:
-        held()
-        if self._storage.size("oci-layout") is None:
-            self._storage.write("oci-layout", io.BytesIO(canonical({"imageLayoutVersion": LAYOUT_VERSION})))
-        content = index.document()
-        self._storage.write("index.json", io.BytesIO(content))
-        # What is read next is most likely this, and need not be parsed. Whatever else is there is told by its bytes.
-        self._read_index = (content, index)
-
     def resolve(self, reference: str) -> Descriptor:
         """Return the artifact of a tag or digest. Raises ArtifactNotFound."""
-        index = self._index()
+        index = self._index.read()
         digest = reference if _DIGEST.fullmatch(reference) else index.tagged(reference)
         known = index.digests
         if digest is None or digest not in known:
@@ -258,7 +181,7 @@ class ArtifactStore:
 
     def _read_blob(self, digest: str, name: str) -> bytes:
         try:
-            with self._storage.open(_blob_path(digest)) as stored:
+            with self._storage.open(blob_path(digest)) as stored:
                 content = stored.read()
         except FileNotFoundError as error:
             raise CorruptBlob(where=self.url, name=name, expected=digest, got=None) from error
@@ -271,7 +194,7 @@ class ArtifactStore:
         descriptor = self.resolve(reference)
         named = [(entry.name, entry.digest) for entry in descriptor.files]
         for name, digest in (*named, ("the config", descriptor.config_digest)):
-            got = self._hash(_blob_path(digest))
+            got = self._hash(blob_path(digest))
             if got != digest:
                 raise CorruptBlob(where=self.url, name=f"{name} of {reference}", expected=digest, got=got)
         return descriptor
@@ -283,47 +206,11 @@ class ArtifactStore:
         What was pulled by its digest before, and is whole, is found so on the spot: nothing is read from the store.
         """
         into = into.absolute()
-        if _is_whole(into, reference):
+        if is_whole(into, reference):
             return into
         descriptor = self.resolve(reference)
         manifest = self._read_blob(descriptor.digest, f"the manifest of {reference}")
-        partial = f".{descriptor.digest[7:19]}.partial"
-        if not into.exists():
-            with file_lock(into.parent / f".{into.name}.pull.lock"):
-                if not into.exists():
-                    staging = into.parent / f".{into.name}{partial}"
-                    self._stage(descriptor.files, staging, reference)
-                    write_whole(staging / PULLED_MANIFEST, io.BytesIO(manifest), staging=staging / ".incoming")
-                    shutil.rmtree(staging / ".incoming", ignore_errors=True)
-                    staging.rename(into)
-                    sync_directory(into.parent)
-                    return into
-        # The directory may be a mount point, so everything happens inside it from here.
-        with file_lock(into / ".pull.lock"):
-            missing = [entry for entry in descriptor.files if not _has(into, entry)]
-            self._stage(missing, into / partial, reference)
-            _place(missing, into / partial, into)
-            write_whole(into / PULLED_MANIFEST, io.BytesIO(manifest), staging=into / partial)
-            shutil.rmtree(into / partial, ignore_errors=True)
-        return into
-
-    def _stage(self, entries: Iterable[FileEntry], staging: Path, reference: str) -> None:
-        for entry in entries:
-            if not _has(staging, entry):
-                self._fetch(entry, staging, reference)
-        shutil.rmtree(staging / ".incoming", ignore_errors=True)
-
-    def _fetch(self, entry: FileEntry, staging: Path, reference: str) -> None:
-        target = staging / entry.name
-        name = f"{entry.name} of {reference}"
-        try:
-            with self._storage.open(_blob_path(entry.digest)) as stored:
-                got = write_whole(target, stored, staging=staging / ".incoming")
-        except FileNotFoundError as error:
-            raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got=None) from error
-        if got != entry.digest:
-            target.unlink()
-            raise CorruptBlob(where=self.url, name=name, expected=entry.digest, got=got)
+        return pull_into(into, descriptor, manifest, storage=self._storage, reference=reference)
 
     def tag(self, reference: str, tag: str) -> Descriptor:
         """Give an artifact one more tag; a tag that named another artifact moves."""
@@ -332,19 +219,19 @@ class ArtifactStore:
             descriptor = self.resolve(reference)
             if tag in descriptor.tags:
                 return descriptor
-            self._index_add(descriptor, tag)
+            self._index.add(_entry(descriptor, tag), descriptor.blobs)
         return self.resolve(descriptor.digest)
 
     def untag(self, tag: str) -> None:
         """Take a tag away; the artifact stays until garbage is collected."""
         with self._storage.lock("index") as held:
-            index = self._index()
+            index = self._index.read()
             if (digest := index.tagged(tag)) is None:
                 raise ArtifactNotFound(self._not_found(tag, index))
             bare = next(entry for entry in index.entries if entry.digest == digest and entry.tag == tag)
             rest = tuple(entry for entry in index.entries if entry is not bare)
             untagged = replace(bare, tag=None)
-            self._write_index(Index(entries=(*rest, untagged)).tidied(), held)
+            self._index.write(Index(entries=(*rest, untagged)).tidied(), held)
 
     def list(self) -> list[Descriptor]:
         """Return every artifact with its tags, tagged ones first."""
@@ -359,7 +246,7 @@ class ArtifactStore:
         )
 
     def _manifests(self) -> Iterator[Descriptor | Foreign]:
-        index = self._index()
+        index = self._index.read()
         types = {entry.digest: (entry.foreign or {}).get("mediaType", MANIFEST) for entry in index.entries}
         for digest, tags in index.digests.items():
             content = self._read_blob(digest, f"the manifest {digest}")
@@ -377,7 +264,7 @@ class ArtifactStore:
         while pending:
             found.add(one := pending.pop())
             # An image index may name manifests, and a signature a subject, that nobody has brought here.
-            if self._storage.size(_blob_path(one)) is not None:
+            if self._storage.size(blob_path(one)) is not None:
                 blobs, manifests = referred(json.loads(self._read_blob(one, f"the manifest {one}")))
                 pending |= manifests - found
                 found |= blobs
@@ -401,13 +288,13 @@ class ArtifactStore:
             kept = reachable(known, [*keep, *fresh, *referred_to])
             # An entry that stays for its manifest's age keeps the rest of its blobs, however old those are.
             spared = [
-                digest for digest in _asking(held, known) if digest not in kept and not may_remove(_blob_path(digest))
+                digest for digest in _asking(held, known) if digest not in kept and not may_remove(blob_path(digest))
             ]
             kept |= reachable(known, spared)
             used = {blob for digest in kept for blob in known[digest].blobs} | referred_to
             stored = [f"sha256:{name}" for name in self._storage.names("blobs/sha256")]
-            unused = [blob for blob in _asking(held, stored) if blob not in used and may_remove(_blob_path(blob))]
-            sizes = {blob: self._storage.size(_blob_path(blob)) or 0 for blob in _asking(held, unused)}
+            unused = [blob for blob in _asking(held, stored) if blob not in used and may_remove(blob_path(blob))]
+            sizes = {blob: self._storage.size(blob_path(blob)) or 0 for blob in _asking(held, unused)}
             if not dry_run:
                 unused = self._sweep(kept | foreign, unused, may_remove, held)
         doomed = tuple(one for digest, one in known.items() if digest not in kept)
@@ -425,15 +312,15 @@ class ArtifactStore:
         self, kept: set[str], unused: Iterable[str], may_remove: Callable[[str], bool], held: Held
     ) -> builtins.list[str]:
         """Remove what is unused, and return what went: a push may have come upon the rest meanwhile."""
-        index = self._index()
+        index = self._index.read()
         remaining = Index(entries=tuple(entry for entry in index.entries if entry.digest in kept))
         # The index goes first: a crash in between leaves unused blobs, never an entry without them.
         if remaining != index:
-            self._write_index(remaining, held)
+            self._index.write(remaining, held)
         removed = []
         for blob in _asking(held, unused):
-            if may_remove(_blob_path(blob)):
-                self._storage.delete(_blob_path(blob))
+            if may_remove(blob_path(blob)):
+                self._storage.delete(blob_path(blob))
                 removed.append(blob)
         return removed
 
@@ -456,6 +343,15 @@ def _asking(held: Held, work: Iterable[_T]) -> Iterator[_T]:
         yield one
 
 
+def _entry(descriptor: Descriptor, tag: str | None) -> IndexEntry:
+    return IndexEntry(
+        digest=descriptor.digest,
+        size=descriptor.manifest_size,
+        artifact_type=ARTIFACT_TYPES[descriptor.kind],
+        tag=tag,
+    )
+
+
 def _kind(kind: ArtifactKind | str) -> ArtifactKind:
     try:
         return ArtifactKind(kind)
@@ -466,43 +362,3 @@ def _kind(kind: ArtifactKind | str) -> ArtifactKind:
 def _check_tag(tag: str) -> None:
     if not _TAG.fullmatch(tag) or _DIGEST.fullmatch(tag):
         raise InvalidInput(f"tag {tag!r} must be letters and digits joined by one of - . _ : @ + /, such as models/v1")
-
-
-def _blob_path(digest: str) -> str:
-    return f"blobs/sha256/{_blob_name(digest)}"
-
-
-def _blob_name(digest: str) -> str:
-    return digest.removeprefix("sha256:")
-
-
-def _is_whole(directory: Path, reference: str) -> bool:
-    """Return whether a directory holds every file of the artifact with this digest, by the manifest that was pulled with it."""
-    try:
-        manifest = (directory / PULLED_MANIFEST).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if digest_of(manifest) != reference:
-        return False
-    return all(_has(directory, entry) for entry in parse_manifest(reference, manifest).files)
-
-
-def _has(directory: Path, entry: FileEntry) -> bool:
-    path = directory / entry.name
-    try:
-        if path.stat().st_size != entry.size:
-            return False
-        with path.open("rb") as stored:
-            return copy_hashing(stored, None) == entry.digest
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _place(entries: Iterable[FileEntry], staging: Path, into: Path) -> None:
-    for entry in entries:
-        target = into / entry.name
-        with full_disk_is_clear(str(into), f"placing {entry.name}"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        (staging / entry.name).replace(target)
-    shutil.rmtree(staging, ignore_errors=True)
-    sync_directory(into)

@@ -17,6 +17,8 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.artifacts import storage as module
+from belvedere_platform.artifacts.index import StoredIndex
+from belvedere_platform.artifacts.layout import Index
 from belvedere_platform.artifacts.storage import RemoteStorage
 from belvedere_platform.errors import InvalidInput, Unavailable
 
@@ -237,14 +239,14 @@ def test_whose_lock_ran_out_writes_no_index(aging: Aging) -> None:
     store = aging.store()
     store.push("dataset", {"a": b"1"}, config={}, tag="datasets/one")
     before = aging.files.cat_file(f"{aging.root}/index.json")
-    index = ArtifactStore._index
+    read = StoredIndex.read
 
-    def slow(self: ArtifactStore) -> Any:
+    def slow(self: StoredIndex) -> Index:
         aging.now += 2 * module.LEASE_SECONDS
-        return index(self)
+        return read(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ArtifactStore, "_index", slow)
+        patch.setattr(StoredIndex, "read", slow)
         with pytest.raises(Unavailable, match=r"index.lock ran out"):
             store.untag("datasets/one")
     assert aging.files.cat_file(f"{aging.root}/index.json") == before

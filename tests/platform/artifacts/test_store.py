@@ -317,7 +317,7 @@ def test_tags_that_wait_for_the_index_are_written_together(tmp_path: Path, fails
         first = threads.submit(store.tag, digest, "models/first")
         assert storage.held.wait(30)
         others = [threads.submit(store.tag, digest, f"models/{number}") for number in range(7)]
-        while len(store._unwritten) < len(others):
+        while len(store._index._unwritten) < len(others):
             assert not any(one.done() for one in others)
         storage.go_on.set()
         if fails:
