@@ -20,7 +20,6 @@ from typing import Any
 
 import httpx
 import pytest
-from aiohttp import web
 from kubernetes import client, config
 
 from belvedere_platform.artifacts import ArtifactStore
@@ -223,7 +222,7 @@ async def eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:
 @pytest.fixture
 async def make_day(kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Callable[[str], Awaitable[Day]]]:
     """Make a day in a namespace and a folder of its own."""
-    made: list[tuple[Day, web.AppRunner]] = []
+    made: list[Day] = []
 
     async def make(name: str) -> Day:
         folder = tmp_path / name
@@ -231,18 +230,13 @@ async def make_day(kubeconfig: Path, tmp_path: Path) -> AsyncIterator[Callable[[
         day = Day(kubeconfig, f"killed-{uuid.uuid4().hex[:8]}", folder)
         with _namespaces(kubeconfig) as namespaces:
             await asyncio.to_thread(namespaces.create_namespace, {"metadata": {"name": day.namespace}})
-        app = web.Application()
-        app.router.add_get("/api/serve/applications/", day.actors.serve_details)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        day.actors.dashboard_port = runner.addresses[0][1]
-        made.append((day, runner))
+        await dashboards.enter_async_context(day.actors.dashboard())
+        made.append(day)
         return day
 
-    yield make
-    for day, runner in made:
-        await runner.cleanup()
+    async with contextlib.AsyncExitStack() as dashboards:
+        yield make
+    for day in made:
         await day.store.close()
         with _namespaces(kubeconfig) as namespaces:
             await asyncio.to_thread(namespaces.delete_namespace, day.namespace)

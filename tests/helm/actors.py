@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -25,6 +26,20 @@ class Actors:
         self.dashboard_port = 0
         self.generation = "a"
         self._applications: set[str] = set()
+
+    @contextlib.asynccontextmanager
+    async def dashboard(self) -> AsyncIterator[None]:
+        """Answer as Ray's dashboard, on a port of its own, for the time of a with block."""
+        app = web.Application()
+        app.router.add_get("/api/serve/applications/", self.serve_details)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.dashboard_port = runner.addresses[0][1]
+        try:
+            yield
+        finally:
+            await runner.cleanup()
 
     async def run(self) -> None:
         while True:

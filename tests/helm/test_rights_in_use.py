@@ -145,14 +145,8 @@ async def opened() -> AsyncIterator[Callable[[Path, Ledger | None], KubernetesSt
 @pytest.fixture
 async def actors(cluster: Cluster, opened: Any, tmp_path: Path) -> AsyncIterator[Actors]:
     made = Actors(opened(cluster.admin), cluster.models, ArtifactStore(str(tmp_path / "artifacts")))
-    app = web.Application()
-    app.router.add_get("/api/serve/applications/", made.serve_details)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.dashboard_port = runner.addresses[0][1]
-    yield made
-    await runner.cleanup()
+    async with made.dashboard():
+        yield made
 
 
 async def eventually(check: Callable[[], Awaitable[bool]], what: str) -> None:

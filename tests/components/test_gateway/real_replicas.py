@@ -60,19 +60,13 @@ async def a_day(kubeconfig: Path, namespace: str, folder: Path) -> AsyncIterator
     """Play those who act on the operator's children, for the time of a with block."""
     made = Day(kubeconfig, namespace, folder)
     made.actors = RealReplicas(made)
-    app = web.Application()
-    app.router.add_get("/api/serve/applications/", made.actors.serve_details)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.actors.dashboard_port = runner.addresses[0][1]
-    acting = asyncio.create_task(made.actors.run())
-    try:
-        yield made
-    finally:
-        acting.cancel()
-        await asyncio.gather(acting, return_exceptions=True)
-        await runner.cleanup()
+    async with made.actors.dashboard():
+        acting = asyncio.create_task(made.actors.run())
+        try:
+            yield made
+        finally:
+            acting.cancel()
+            await asyncio.gather(acting, return_exceptions=True)
         await made.store.close()
 
 
