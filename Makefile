@@ -1,7 +1,7 @@
 # The two commands a newcomer needs are `make demo` and `make test`; both do all the set-up. `make help` lists the rest.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo down test check format bench bench-ablation bench-curve bench-demo bench-cluster bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue metrics-server upgrade-test
+.PHONY: help setup demo down test check format bench bench-ablation bench-curve bench-demo bench-cluster bench-gpu bench-operator bench-training crds dashboards helm-values lock clean control-plane control-plane-down contract cluster-up cluster-down cluster-test triton litert bench-serving operator-killed kueue metrics-server upgrade-test
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export BELVEDERE_CACHE ?= $(HOME)/.cache/belvedere
@@ -70,6 +70,9 @@ bench-training: setup ## the model and its training: step beside OpenCLIP's, par
 
 bench-ablation: setup ## what each choice of the recipe buys, over three seeds: build/bench/ablation.json (BENCH_ARGS)
 	@python deploy/benchmarks/ablation_bench.py --output build/bench/ablation.json $(BENCH_ARGS)
+
+bench-gpu: setup ## on a machine with an NVIDIA GPU: the training step beside OpenCLIP's and TensorRT's engines beside torch there: build/bench/gpu.json (BENCH_ARGS)
+	@python deploy/benchmarks/gpu_bench.py --output build/bench/gpu.json $(BENCH_ARGS)
 
 bench-curve: setup ## recall against multiply-adds for every size and recipe, CURVE_SECONDS of processor time each (120): build/bench/curve.json, .html, .png (BENCH_ARGS)
 	@python deploy/benchmarks/curve_bench.py --output build/bench/curve.json $(if $(CURVE_SECONDS),--seconds $(CURVE_SECONDS)) $(BENCH_ARGS)

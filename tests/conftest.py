@@ -39,6 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.skip(reason="no GPU on this machine"))
 
 
+@pytest.fixture(autouse=True)
+def gpu_for_its_tests_alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide a GPU from tests that are not marked with it: their figures are those of a processor, whatever the machine has."""
+    if "gpu" in request.keywords:
+        return
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes of the test's own
+    if (torch := sys.modules.get("torch")) is not None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The kubeconfig of a real API server: the one that BELVEDERE_TEST_KUBECONFIG names, else one for this run alone."""

@@ -1,9 +1,9 @@
 """Recall against compute, for every size and recipe that is kept: `make bench-curve`.
 
-usage: curve_bench.py --output FILE [--seconds N] [--points N] [--only RECIPE …] [--artifacts URL]
+usage: curve_bench.py --output FILE [--seconds N | --pairs N] [--precision P] [--points N] [--only RECIPE …] [--artifacts URL]
 
-Each recipe is trained from scratch on the emoji set for so many seconds of processor time (one thread, evaluations not counted in
-the budget) and asked about a never-seen style and never-seen concepts on its way. What a large size makes of its seconds is few
+Each recipe is trained from scratch on the emoji set, on the GPU where there is one, for so many seconds of processor time (one
+thread, evaluations not counted in the budget) or, with --pairs, over the same pairs as all others, and asked about a never-seen style and never-seen concepts on its way. What a large size makes of its seconds is few
 pairs, two steps at least: its row says so. FILE has rows for every recipe; beside it lie a figure and a page. Recipes
 that are not run this time keep the rows that FILE has. With $BELVEDERE_BENCH_STATE and $BELVEDERE_BENCH_SLICE_SECONDS a run that is
 cut off goes on where it stood, and one that has ended is not run again.
@@ -22,7 +22,7 @@ from belvedere_platform.telemetry.benchmark import Row, earlier_rows, result, wr
 from belvedere_training.data.corpus import load_split
 from curve_plot import write_page
 from curve_recipes import RECIPES
-from curve_run import Curve, curve_of
+from curve_run import Budget, Curve, curve_of
 from ending import end_in_order
 from scratch import scratch
 from sliced import STATE
@@ -41,10 +41,11 @@ def rows_of(name: str, curve: Curve) -> list[Row]:
     each = sum(plan.multiply_adds) / len(plan.multiply_adds)
     note = curve.hindrance or (
         f"{plan.pairs} pairs, {plan.pairs_per_second:.3g} a second when it was planned; {each / 1e6:.0f} M multiply-adds a pair; "
-        f"{curve.seconds:.0f} s of processor time, the evaluations on the way included"
+        f"{curve.seconds:.0f} s of processor time, the evaluations on the way included; on {plan.device}"
     )
     facts = {
         "recipe": name,
+        "device": plan.device,
         "weights": plan.weights,
         "pairs": plan.pairs,
         "multiply_adds_a_pair": round(each),
@@ -65,12 +66,12 @@ def _named(recipe: str, metric: str) -> str:
     return f"curve_{recipe.replace('-', '_')}_{metric}"
 
 
-def measured(name: str, subject: Subject, seconds: float, points: int) -> list[Row]:
+def measured(name: str, subject: Subject, budget: Budget, points: int) -> list[Row]:
     """Return the recipe's rows, without values where it could not be run."""
     try:
         splits = {split: load_split(subject.concepts, split) for split in SPLITS}
         folder = (STATE or subject.folder) / "curves"
-        return rows_of(name, curve_of(name, subject.store, splits, seconds=seconds, points=points, folder=folder))
+        return rows_of(name, curve_of(name, subject.store, splits, budget=budget, points=points, folder=folder))
     except Exception as error:  # noqa: BLE001 - what other recipes have shown, or will, must not be lost with it
         traceback.print_exc()
         return empty_rows(name, f"{type(error).__name__}: {error}")
@@ -89,10 +90,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, for each recipe")
+    parser.add_argument("--pairs", type=int, help="for each recipe, instead of seconds")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16", "auto"))
     parser.add_argument("--points", type=int, default=8, help="evaluations of each run at most")
     parser.add_argument("--only", action="append", choices=list(RECIPES))
     parser.add_argument("--artifacts", help="URL of an artifact store that has the emoji set, or is given it")
     options = parser.parse_args()
+    budget = Budget(
+        seconds=None if options.pairs else options.seconds, pairs=options.pairs, precision=options.precision
+    )
     end_in_order()
     started = time.monotonic()
     rows = earlier_rows(options.output)
@@ -100,7 +106,7 @@ def main() -> None:
         subject = prepared(folder, options.artifacts, None, 0)
         for name in options.only or RECIPES:
             print(f"[{time.monotonic() - started:6.0f} s] {name}", flush=True)
-            own = measured(name, subject, options.seconds, options.points)
+            own = measured(name, subject, budget, options.points)
             rows = in_order([*(row for row in rows if row["recipe"] != name), *own])
             seconds = round(time.monotonic() - started, 1)
             write_benchmark(options.output, rows, seconds=seconds, packages=("belvedere", "torch"))

@@ -37,10 +37,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 """By name. base and large are trained on the same pictures of 64 pixels as all others: one set of questions for all."""
 
 
-def recipe_config(name: str, pairs: int) -> RunConfig:
+def recipe_config(name: str, pairs: int, precision: str = "fp32") -> RunConfig:
     """Return the run of a recipe over so many pairs: rates, warm-up and decay follow from the budget."""
     changes = RECIPES[name]
-    optimization = {"precision": "fp32", **changes.get("optimization", {}), "warmupPairs": min(3000, pairs // 10)}
+    optimization = {"precision": precision, **changes.get("optimization", {}), "warmupPairs": min(3000, pairs // 10)}
     base = run_config(f"curve-{name}", pairs=pairs, dataset=CONCEPTS, **optimization).model_dump(
         by_alias=True, exclude_unset=True
     )

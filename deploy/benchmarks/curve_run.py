@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere_platform.artifacts import ArtifactStore
@@ -34,6 +35,7 @@ class Plan:
     pairs_per_second: float
     weights: int
     multiply_adds: tuple[float, ...]
+    device: str = "processor"
 
     def spent(self, pairs: int) -> float:
         """Return the multiply-adds of the forward passes of the run's first so many pairs."""
@@ -62,23 +64,38 @@ def forward_multiply_adds(stepper: Stepper, position: int) -> float:
     return total / 2 / ROWS
 
 
-def planned(config: RunConfig, store: ArtifactStore, seconds: float) -> Plan:
-    """Return what so many seconds of processor time allow, from a few steps that are thrown away; two steps at least."""
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What every recipe is given: seconds of processor time, or the same pairs for all, and the number format of its steps."""
+
+    seconds: float | None = None
+    pairs: int | None = None
+    precision: str = "fp32"
+
+    def __str__(self) -> str:
+        given = f"{self.seconds:g}" if self.pairs is None else f"{self.pairs}p"
+        return given if self.precision == "fp32" else f"{given}-{self.precision}"
+
+
+def planned(config: RunConfig, store: ArtifactStore, budget: Budget) -> Plan:
+    """Return what the budget allows, from a few steps that are thrown away; two steps at least."""
     size, stepper = config.optimization.batch_size, prepare(config, store, LocalWorld(cores=1)).stepper
     taken: list[float] = []
     for number in range(PILOT_STEPS):
         start = time.process_time()
         stepper.step(_position(config, number / PILOT_STEPS))
         taken.append(time.process_time() - start)
-        if sum(taken) > seconds / 10:
+        if budget.seconds and sum(taken) > budget.seconds / 10:
             break
     each = sum(taken[1:]) / len(taken[1:]) if len(taken) > 1 else taken[0]  # the first one prepares kernels
     costs = [forward_multiply_adds(stepper, _position(config, number / SAMPLES)) for number in range(SAMPLES)]
+    steps = int(budget.seconds / each) if budget.seconds else (budget.pairs or 0) // size
     return Plan(
-        pairs=max(LEAST_STEPS, int(seconds / each)) * size,
+        pairs=max(LEAST_STEPS, steps) * size,
         pairs_per_second=size / each,
         weights=sum(weight.numel() for weight in stepper.model.parameters()),
         multiply_adds=tuple(costs),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "processor",
     )
 
 
@@ -93,19 +110,19 @@ def evaluations(pairs: int, most: int, asked: int) -> int:
 
 
 def curve_of(
-    name: str, store: ArtifactStore, splits: Mapping[str, Corpus], *, seconds: float, points: int, folder: Path
+    name: str, store: ArtifactStore, splits: Mapping[str, Corpus], *, budget: Budget, points: int, folder: Path
 ) -> Curve:
-    """Train a recipe for its seconds, evaluating on its way; what an earlier run left in the folder is taken up."""
-    pilot = resolve(recipe_config(name, PILOT_PAIRS), store)
-    kept = folder / f"{name}-{seconds:g}-{pilot.digest().removeprefix('sha256:')[:12]}.json"
+    """Train a recipe for its budget, evaluating on its way; what an earlier run left in the folder is taken up."""
+    pilot = resolve(recipe_config(name, PILOT_PAIRS, budget.precision), store)
+    kept = folder / f"{name}-{budget}-{pilot.digest().removeprefix('sha256:')[:12]}.json"
     document: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if "plan" not in document:
-        document["plan"] = asdict(planned(pilot, store, seconds))
+        document["plan"] = asdict(planned(pilot, store, budget))
         _write(kept, document)
     plan = Plan(**{**document["plan"], "multiply_adds": tuple(document["plan"]["multiply_adds"])})
     hindrance = ""
     if "points" not in document:
-        run = _Run(name, store, splits)
+        run = _Run(name, store, splits, budget.precision)
         try:
             document |= run.ended(plan, points)
             _write(kept, document)
@@ -119,14 +136,14 @@ def curve_of(
 class _Run:
     """A run whose loop can be looked at after it was cut off too."""
 
-    def __init__(self, name: str, store: ArtifactStore, splits: Mapping[str, Corpus]) -> None:
-        self.name, self.store, self.splits = name, store, splits
+    def __init__(self, name: str, store: ArtifactStore, splits: Mapping[str, Corpus], precision: str) -> None:
+        self.name, self.store, self.splits, self.precision = name, store, splits, precision
         self.loop: Loop | None = None
 
     def ended(self, plan: Plan, points: int) -> dict[str, Any]:
         """Return the points of the whole run and its seconds; Interrupted when its slice ended first."""
         times = evaluations(plan.pairs, points, sum(len(corpus) for corpus in self.splits.values()))
-        config = recipe_config(self.name, plan.pairs)
+        config = recipe_config(self.name, plan.pairs, self.precision)
         evaluation = config.evaluation.model_copy(update={"every_pairs": max(1, plan.pairs // times)})
         config = config.model_copy(update={"evaluation": evaluation})
         loop, _, seconds = trained(config, self.store, cores=1, begun=self._begun)

@@ -16,7 +16,7 @@ import torch
 from open_clip.loss import ClipLoss
 from safetensors.torch import load_file, save_file
 
-from step_server import serve
+from step_server import DEVICE, autocast, serve
 
 MODEL = "ViT-S-32"
 CAPTIONS = (
@@ -54,8 +54,8 @@ def _heads() -> dict[str, int]:
 
 def make_step(path: Path) -> Callable[[], float]:
     """Return OpenCLIP's training step: its model, its loss, AdamW as its trainer makes it, the clamp of its scale."""
-    data = load_file(path)
-    model = open_clip.create_model(MODEL, pretrained=None).train()
+    data = load_file(path, device=str(DEVICE))
+    model = open_clip.create_model(MODEL, pretrained=None).to(DEVICE).train()
     model.load_state_dict({n.removeprefix("weights."): t for n, t in data.items() if n.startswith("weights.")})
     loss_of = ClipLoss()
     plain = [p for n, p in model.named_parameters() if p.ndim < 2 or "bn" in n or "ln" in n or "logit_scale" in n]
@@ -66,8 +66,9 @@ def make_step(path: Path) -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        image, text, scale = model(pixels, tokens)
-        loss = loss_of(image, text, scale)
+        with autocast():
+            image, text, scale = model(pixels, tokens)
+            loss = loss_of(image, text, scale)
         loss.backward()
         optimizer.step()
         with torch.no_grad():

@@ -21,7 +21,7 @@ from belvedere_training.model.config import ModelConfig, TextConfig, VitConfig
 from belvedere_training.model.text import PAD_ID
 from belvedere_training.model.vision_language import VisionLanguageModel
 from belvedere_training.objectives.contrastive import contrastive_loss
-from step_server import serve
+from step_server import DEVICE, autocast, serve
 
 SMALL = ModelConfig(
     embed_dim=64,
@@ -40,8 +40,8 @@ def converted(path: Path) -> VisionLanguageModel:
 
 def make_clip_step(path: Path, *, full_context: bool) -> Callable[[], float]:
     """Return our step on the same weights and batch: texts as long as the longest, fused AdamW with the same settings."""
-    model = converted(path).train()
-    data = load_file(path)
+    model = converted(path).to(DEVICE).train()
+    data = load_file(path, device=str(DEVICE))
     pixels, tokens = data["pixels"], data["tokens"]
     if not full_context:
         tokens = tokens[:, : int((tokens != PAD_ID).sum(1).max())].contiguous()
@@ -52,7 +52,9 @@ def make_clip_step(path: Path, *, full_context: bool) -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = contrastive_loss(*model(pixels, tokens))
+        with autocast():
+            embedded = model(pixels, tokens)
+        loss = contrastive_loss(*embedded)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.item()
@@ -63,8 +65,8 @@ def make_clip_step(path: Path, *, full_context: bool) -> Callable[[], float]:
 def make_cached_step(rows: int, chunk: int) -> Callable[[], float]:
     """Return a step over so many rows, a chunk at a time."""
     torch.manual_seed(0)
-    model = VisionLanguageModel(SMALL).train()
-    pixels, tokens = torch.randn(rows, 3, 64, 64), torch.randint(1, 2000, (rows, 20))
+    model = VisionLanguageModel(SMALL).to(DEVICE).train()
+    pixels, tokens = torch.randn(rows, 3, 64, 64).to(DEVICE), torch.randint(1, 2000, (rows, 20)).to(DEVICE)
 
     def embed(part: slice, last: bool) -> Embedded:
         return Embedded(*model(pixels[part], tokens[part]))

@@ -1,20 +1,31 @@
 """Make training steps when told, and say what they cost: both sides of a comparison are such a process.
 
 Lines on standard input: `N` makes N steps and answers {"cpu_seconds", "wall_seconds", "loss"}; the end of the input is
-answered with {"peak_bytes"}, the most that was resident above what was resident before the model was made. It needs torch
-alone, so that it also runs in the environment of a peer.
+answered with {"peak_bytes"}, the most that was resident above what was resident before the model was made, or on a GPU the
+most that tensors took there. It needs torch alone, so that it also runs in the environment of a peer.
+
+With $BELVEDERE_BENCH_DEVICE=cuda steps are made on the GPU, their products in bfloat16.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 PAGE = resource.getpagesize()
+DEVICE = torch.device(os.environ.get("BELVEDERE_BENCH_DEVICE", "cpu"))
+
+
+def autocast() -> torch.autocast:
+    """Return the context of a forward pass: float32 on a processor, bfloat16 on a GPU."""
+    return torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=DEVICE.type == "cuda")
 
 
 def resident_bytes() -> int:
@@ -23,13 +34,15 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Return the most that was ever resident."""
+    """Return the most that was ever resident, on a GPU the most that tensors took."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def serve(make_step: Callable[[], Callable[[], float]]) -> None:
     """Build the step, then make steps until the input ends."""
-    before = resident_bytes()
+    before = resident_bytes() if DEVICE.type == "cpu" else 0
     step = make_step()
     _answer({"ready": True})
     for line in sys.stdin:

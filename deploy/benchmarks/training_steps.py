@@ -41,10 +41,11 @@ CACHE_NAMES = ("gradcache_memory_ratio", "gradcache_gradient_error")
 class Side:
     """A process that makes steps when told."""
 
-    def __init__(self, python: str, *arguments: str) -> None:
+    def __init__(self, python: str, *arguments: str, device: str = "cpu") -> None:
         command = [python, str(HERE / arguments[0]), *arguments[1:]]
+        environment = {**os.environ, **RETURNED, "BELVEDERE_BENCH_DEVICE": device}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **RETURNED}
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert self._answer()["ready"]
 
@@ -74,9 +75,9 @@ class Side:
 
 def rows(subject: Subject) -> list[Row]:
     """Train one architecture from the same weights on the same batch on both sides."""
-    peer = _output(HERE / "open_clip.sh").strip()
+    peer = output_of(HERE / "open_clip.sh").strip()
     file = subject.folder / "clip.safetensors"
-    _output(peer, HERE / "open_clip_step.py", "prepare", file, str(BATCH))
+    output_of(peer, HERE / "open_clip_step.py", "prepare", file, str(BATCH))
     error = _forward_error(file)
     own, full, other = (
         Side(sys.executable, "own_step.py", "serve", str(file)),
@@ -113,7 +114,7 @@ def rows(subject: Subject) -> list[Row]:
     ]
 
 
-def _output(*command: str | Path) -> str:
+def output_of(*command: str | Path) -> str:
     """Run a command and return what it prints; RuntimeError with its last words if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

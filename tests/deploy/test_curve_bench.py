@@ -25,7 +25,7 @@ from belvedere_training.world import LocalWorld
 from curve_bench import ASKED, METRICS, SPLITS, in_order, rows_of
 from curve_plot import write_page
 from curve_recipes import RECIPES, recipe_config
-from curve_run import Curve, Plan, curve_of, evaluations, forward_multiply_adds
+from curve_run import Budget, Curve, Plan, curve_of, evaluations, forward_multiply_adds
 from training_subject import CONCEPTS
 
 TEXT = TextConfig(vocab_size=400, hidden_size=16, num_layers=1, num_heads=2, max_length=12)
@@ -105,7 +105,7 @@ def test_a_run_that_is_cut_off_shows_its_points_and_goes_on(store: ArtifactStore
     splits = {name: load_split(folder, "heldout_style") for name in SPLITS}
 
     def curve() -> Curve:
-        return curve_of("nano", store, splits, seconds=1e-9, points=2, folder=tmp_path / "curves")
+        return curve_of("nano", store, splits, budget=Budget(seconds=1e-9), points=2, folder=tmp_path / "curves")
 
     original = curve_run.trained
 

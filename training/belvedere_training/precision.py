@@ -15,7 +15,7 @@ Clock = Callable[[], float]
 _FIRST_ROWS = 4
 _ROWS = 32
 _TIMES = 4
-_MINIMUM_GAIN = 1.1  # bfloat16 loses digits, so it must be clearly faster
+_MINIMUM_GAIN = 1.1  # bfloat16 loses digits and threads take cores from others, so they must be clearly faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def choose(
         if len(counts) > 1
     }
     report |= {f"{precision} x {threads}, wall": round(rate, 1) for threads, rate in by_wall.items()}
-    threads = max(by_wall, key=lambda count: by_wall[count]) if by_wall else counts[-1]
+    threads = fewest(by_wall) if by_wall else counts[-1]
     return Execution(precision=precision, threads=threads), report
 
 
@@ -84,6 +84,11 @@ def _timer(on_cpu: bool) -> Clock:
 def pick(rates: Mapping[str, float]) -> str:
     """Return the faster format; bf16 only where it beats fp32 by a tenth."""
     return "bf16" if rates.get("bf16", 0.0) >= _MINIMUM_GAIN * rates["fp32"] else "fp32"
+
+
+def fewest(rates: Mapping[int, float]) -> int:
+    """Return the least number of threads that none beats by a tenth: on a GPU they differ by chance alone."""
+    return min(count for count, rate in rates.items() if _MINIMUM_GAIN * rate > max(rates.values()))
 
 
 def _pairs_per_second(model: DualStream, execution: Execution, device: torch.device, clock: Clock, rows: int) -> float:

@@ -27,6 +27,7 @@ from belvedere_training.objectives.teacher import Teacher
 from belvedere_training.optimizer import Optimizers
 from belvedere_training.precision import Execution, choose, unmeasured
 from belvedere_training.publish import Lineage, Publication, evidence_of, publish
+from belvedere_training.repeatable import repeat_exactly
 from belvedere_training.sharding import shard, wants_shares
 from belvedere_training.step import Stepper
 from belvedere_training.update import Update
@@ -47,6 +48,7 @@ def prepare(config: RunConfig, store: ArtifactStore, world: World) -> Loop:
     size = config.optimization.batch_size
     if size % world.size:
         raise InvalidInput(f"optimization.batchSize is {size}; it must be a multiple of the {world.size} workers")
+    repeat_exactly(world.device)
     folder = data_folder(config, store, world)
     corpus = load_split(folder, "train")
     checkpoint = restored(world.last_checkpoint(), config)

@@ -131,7 +131,8 @@ class RayWorld:
         self._gauges = _gauges() if self.rank == 0 else {}
         self._labels = {"namespace": namespace, "run": run}
         self._evidence_url = evidence_url
-        say_line({"event": "worker", "rank": self.rank, "of": self.size, "pid": os.getpid()})
+        where = {"rank": self.rank, "of": self.size, "pid": os.getpid(), "device": str(self.device)}
+        say_line({"event": "worker", **where})
         self._asked = 0
 
     def last_checkpoint(self) -> dict[str, Any] | None:

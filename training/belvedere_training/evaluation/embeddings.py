@@ -40,14 +40,19 @@ def embed(model: DualStream, tokenizer: Tokenizer, corpus: Corpus) -> Embedded:
 
 @torch.inference_mode()
 def embed_images(model: DualStream, corpus: Corpus) -> Tensor:
-    """Return unit vectors of all pictures."""
-    return torch.cat(
-        [model.embed_image(normalise(chunk, model.config.normalization)) for chunk in corpus.chunks(_CHUNK)]
-    )
+    """Return unit vectors of all pictures, on the host wherever the model is."""
+    device, normalization = _device(model), model.config.normalization
+    chunks = (normalise(chunk.to(device), normalization) for chunk in corpus.chunks(_CHUNK))
+    return torch.cat([model.embed_image(pixels_B3SS).cpu() for pixels_B3SS in chunks])
 
 
 @torch.inference_mode()
 def embed_texts(model: DualStream, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """Return unit vectors of texts."""
+    """Return unit vectors of texts, on the host wherever the model is."""
+    device = _device(model)
     chunks = [texts[start : start + _CHUNK] for start in range(0, len(texts), _CHUNK)]
-    return torch.cat([model.embed_text(encode(tokenizer, chunk, trim=True)) for chunk in chunks])
+    return torch.cat([model.embed_text(encode(tokenizer, chunk, trim=True).to(device)).cpu() for chunk in chunks])
+
+
+def _device(model: DualStream) -> torch.device:
+    return next(model.parameters()).device

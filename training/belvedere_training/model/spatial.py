@@ -32,7 +32,7 @@ class SpatialTransformer(nn.Module):
             nn.ReLU(),
             nn.Conv2d(_WIDTH, _WIDTH, 3, 2, 1),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4),
+            nn.AvgPool2d(2),  # to 4 x 4; the adaptive one adds up in another order each time on a GPU
             nn.Flatten(),
         )
         self.affine = nn.Linear(16 * _WIDTH, 6)
