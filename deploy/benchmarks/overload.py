@@ -10,6 +10,7 @@ import contextlib
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,49 +25,66 @@ from usage import Usage
 DEADLINE_SECONDS = 1.0
 TIMES = 3
 """How many times the peak is sent."""
+ROUNDS = 5
+"""The load is sent in so many parts, and the peak looked at before and after each: machines drift by more than what is asked for."""
+LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overload:
     """One server under too much load."""
 
-    peaks: tuple[float, ...]
-    """Answers a second to as many clients as fill its batches, each time that was looked at, before and after."""
+    looks: tuple[float, ...]
+    """Answers a second to as many clients as fill its batches: before the first load and after each."""
+    loads: tuple[Outcome, ...]
     answer_seconds: float
     """Processor time of the server for an answer at its peak."""
     rate: float
     """Requests a second that were sent."""
-    outcome: Outcome
     warm: Outcome
-    server: tuple[Usage, Usage]
-    """What the server had used before and after, behind the warm-up; nothing where its process was not found."""
+    server_seconds: float
+    """Processor time of the server under the loads."""
+    memory_mib: tuple[float, float]
+    """What the server held before the first load, behind the warm-up, and after the last; zeros where its process was not found."""
     client_seconds: float
     """Processor time that this process took to send and to receive all that."""
 
     @property
-    def peak(self) -> float:
-        """Return the most of them, as other work may have disturbed any."""
-        return max(self.peaks)
+    def ratios(self) -> tuple[float, ...]:
+        """Return, for each load, the answers in time a second as a share of what the looks before and after it gave."""
+        around = zip(self.looks[:-1], self.looks[1:], strict=True)
+        return tuple(goodput(load) / statistics.mean(two) for load, two in zip(self.loads, around, strict=True))
 
     @property
-    def goodput(self) -> float:
-        """Return the answers in time, a second."""
-        return len([taken for taken in self.outcome.latencies if taken <= DEADLINE_SECONDS]) / self.outcome.seconds
+    def whole(self) -> Outcome:
+        """Return all loads as one."""
+        return Outcome(
+            seconds=sum(load.seconds for load in self.loads),
+            latencies=[taken for load in self.loads for taken in load.latencies],
+            refused=[taken for load in self.loads for taken in load.refused],
+            statuses=sum((load.statuses for load in self.loads), Counter()),
+        )
 
     @property
     def refusal_microseconds(self) -> float | None:
         """Return the server's processor time by the number of refusals, of what answers do not account for."""
-        before, after = self.server
-        if not before.memory_mib or not self.outcome.refused:
+        whole = self.whole
+        if not self.memory_mib[0] or not whole.refused:
             return None
-        more = after.cpu_seconds - before.cpu_seconds - self.answer_seconds * len(self.outcome.latencies)
-        return 1e6 * more / len(self.outcome.refused)
+        more = self.server_seconds - self.answer_seconds * len(whole.latencies)
+        return 1e6 * more / len(whole.refused)
 
     @property
     def client(self) -> str:
         """Return in words what the client took of its core: one that had no time left would not send what it should."""
-        microseconds = 1e6 * self.client_seconds / max(1, self.outcome.statuses.total())
-        return f"the client took {self.client_seconds / self.outcome.seconds:.2f} of a core, {microseconds:.0f} µs a request"
+        whole = self.whole
+        microseconds = 1e6 * self.client_seconds / max(1, whole.statuses.total())
+        return f"the client took {self.client_seconds / whole.seconds:.2f} of a core, {microseconds:.0f} µs a request"
+
+
+def goodput(outcome: Outcome) -> float:
+    """Return the answers in time, a second."""
+    return len([taken for taken in outcome.latencies if taken <= DEADLINE_SECONDS]) / outcome.seconds
 
 
 def server_and_client_cores() -> tuple[set[int], set[int]]:
@@ -114,62 +132,57 @@ def over_grpc(address: str, given: Sequence[bytes]) -> Way:
 
 
 async def overload(way: Way, *, seconds: float, used: Callable[[], Usage], say: Callable[[str], None]) -> Overload:
-    """Find the peak of a server, then send three times as much for so long, and look at the peak again."""
+    """Find the peak of a server, then send three times as much for so long in all, looking at the peak between."""
 
-    async def looked() -> list[Outcome]:
-        return [await way.closed_loop(clients=32, seconds=5) for _ in range(2)]
+    async def look() -> Outcome:
+        return await way.closed_loop(clients=32, seconds=LOOK_SECONDS)
 
     idle = used()
-    peaks = await looked()
-    answer_seconds = (used().cpu_seconds - idle.cpu_seconds) / max(1, sum(len(one.latencies) for one in peaks))
-    peak = max(one.per_second for one in peaks)
-    rate = TIMES * peak
-    say(f"{way.said}: peak {peak:.0f}/s; now {rate:.0f}/s for {seconds:.0f} s")
-    warm = await way.open_loop(rate=rate, seconds=min(10.0, seconds / 4), deadline_seconds=DEADLINE_SECONDS)
-    before, mine = used(), time.process_time()
-    outcome = await way.open_loop(rate=rate, seconds=seconds, deadline_seconds=DEADLINE_SECONDS)
-    after, mine = used(), time.process_time() - mine
-    peaks += await looked()
-    found = Overload(
-        peaks=tuple(one.per_second for one in peaks),
+    first = [await look() for _ in range(2)]
+    answer_seconds = (used().cpu_seconds - idle.cpu_seconds) / max(1, sum(len(one.latencies) for one in first))
+    looks, loads = [max(one.per_second for one in first)], list[Outcome]()
+    rate, each = TIMES * looks[0], seconds / ROUNDS
+    say(f"{way.said}: peak {looks[0]:.0f}/s; now {rate:.0f}/s, {ROUNDS} times for {each:.0f} s")
+    warm = await way.open_loop(rate=rate, seconds=min(10.0, each), deadline_seconds=DEADLINE_SECONDS)
+    memory, server_seconds, client_seconds = [used().memory_mib], 0.0, 0.0
+    for _ in range(ROUNDS):
+        before, mine = used(), time.process_time()
+        loads.append(await way.open_loop(rate=rate, seconds=each, deadline_seconds=DEADLINE_SECONDS))
+        client_seconds += time.process_time() - mine
+        after = used()
+        server_seconds += after.cpu_seconds - before.cpu_seconds
+        memory.append(after.memory_mib)
+        looks.append((await look()).per_second)
+        say(f"{way.said}: {goodput(loads[-1]):.0f}/s in time, then {looks[-1]:.0f}/s at its peak")
+    return Overload(
+        looks=tuple(looks),
+        loads=tuple(loads),
         answer_seconds=answer_seconds,
         rate=rate,
-        outcome=outcome,
         warm=warm,
-        server=(before, after),
-        client_seconds=mine,
+        server_seconds=server_seconds,
+        memory_mib=(memory[0], memory[-1]),
+        client_seconds=client_seconds,
     )
-    say(f"{way.said}: peak {found.peak:.0f}/s before and after; {outcome.statuses}")
-    return found
 
 
 def overload_rows(found: Overload, *, name: str, where: str) -> list[Row]:
     """Return the rows of one server; their names begin with `name`. `where`: who had which cores."""
-    outcome, (before, after) = found.outcome, found.server
-    refused = 1000 * float(np.median(outcome.refused)) if outcome.refused else None
-    grown = after.memory_mib - before.memory_mib if before.memory_mib else None
+    whole, (before, after) = found.whole, found.memory_mib
+    refused = 1000 * float(np.median(whole.refused)) if whole.refused else None
     own = 1e6 * found.answer_seconds
-    median = statistics.median(found.peaks)
     return [
-        _goodput(f"{name}_goodput_ratio", found, "peak", found.peak, 0.9, _how(found, where)),
-        _goodput(
-            f"{name}_goodput_median_ratio",
-            found,
-            "the median of the looks at the peak",
-            median,
-            None,
-            "where a machine's speed drifts, the most of the looks is more than what it had to give meanwhile",
-        ),
+        *_goodput_rows(found, name, where),
         _row(
             f"{name}_rss_growth_mib",
-            grown,
+            after - before if before else None,
             "MiB",
             50.0,
-            f"to {after.memory_mib:.0f} MiB, after a warm-up under the same load"
-            if before.memory_mib
+            f"to {after:.0f} MiB, after a warm-up under the same load"
+            if before
             else "the server's process was not found",
         ),
-        _row(f"{name}_accepted_p99_ms", outcome.percentile(99), "ms", 1000 * DEADLINE_SECONDS, "at the client"),
+        _row(f"{name}_accepted_p99_ms", whole.percentile(99), "ms", 1000 * DEADLINE_SECONDS, "at the client"),
         _row(f"{name}_refused_p50_ms", refused, "ms", None, "all that was not answered well, at the client"),
         _row(
             f"{name}_refusal_cpu_us",
@@ -181,18 +194,36 @@ def overload_rows(found: Overload, *, name: str, where: str) -> list[Row]:
     ]
 
 
-def _goodput(name: str, found: Overload, peer: str, peak: float, target: float | None, note: str) -> Row:
-    return result(
-        name,
-        found.goodput / peak,
-        "share",
-        "higher",
-        target,
-        own_value=found.goodput,
-        peer=peer,
-        peer_value=peak,
-        note=note,
-    )
+def _goodput_rows(found: Overload, name: str, where: str) -> list[Row]:
+    """Return goodput as a share of the peak: load by load beside the looks around it, and all of it beside the most of the looks."""
+    whole, ratios = found.whole, found.ratios
+    most, in_time = max(found.looks), goodput(whole)
+    return [
+        result(
+            f"{name}_goodput_ratio",
+            statistics.median(ratios),
+            "share",
+            "higher",
+            0.9,
+            own_value=in_time,
+            peer="the peak, looked at before and after each load",
+            peer_value=statistics.median(found.looks),
+            rounds=len(ratios),
+            spread=[min(ratios), max(ratios)],
+            note=_how(found, where),
+        ),
+        result(
+            f"{name}_goodput_of_most",
+            in_time / most,
+            "share",
+            "higher",
+            None,
+            own_value=in_time,
+            peer="the most of the looks",
+            peer_value=most,
+            note="where a machine's speed drifts, the most of the looks is more than what it had to give meanwhile",
+        ),
+    ]
 
 
 def _row(name: str, value: float | None, unit: str, target: float | None, note: str) -> Row:
@@ -201,9 +232,9 @@ def _row(name: str, value: float | None, unit: str, target: float | None, note: 
 
 def _how(found: Overload, where: str) -> str:
     """Return in words what was sent to what, and how it was answered."""
-    statuses = dict(sorted((found.warm.statuses + found.outcome.statuses).items()))
+    whole = found.whole
+    statuses = dict(sorted((found.warm.statuses + whole.statuses).items()))
     return (
-        f"{found.outcome.seconds:.0f} s at {found.rate:.0f}/s, {found.rate / found.peak:.1f} times the peak, "
-        f"the most of {', '.join(f'{one:.0f}' for one in found.peaks)} before and after; "
-        f"{where}; {found.client}; answers: {statuses}"
+        f"{whole.seconds:.0f} s in {len(found.loads)} loads at {found.rate:.0f}/s, {found.rate / max(found.looks):.1f} times the "
+        f"most of the looks, {', '.join(f'{one:.0f}' for one in found.looks)}; {where}; {found.client}; answers: {statuses}"
     )

@@ -50,16 +50,6 @@ def engine_job(
     pods: PodSettings,
 ) -> Manifest:
     """Return the Job that builds an Engine and pushes it under the tag."""
-    arguments = [
-        *("engine", "build"),
-        *("--model-digest", model_digest),
-        *("--runtime", spec.target.runtime),
-        *("--precision", spec.target.precision),
-        *(("--device", spec.target.device) if spec.target.device != "cpu" else ()),
-        *("--parity-cosine-minimum", f"{spec.parity.cosine_minimum:g}"),
-        *("--parity-top1-minimum", f"{spec.parity.top1_agreement_minimum:g}"),
-        *("--tag", tag),
-    ]
     labels = {
         ENGINE_LABEL: metadata["name"],
         VERSION_LABEL: spec.model_version,
@@ -68,7 +58,7 @@ def engine_job(
     container = {
         "name": "build",
         "command": ["belvedere"],
-        "args": arguments,
+        "args": _arguments(spec, model_digest, tag),
         "env": env_list(pods.environment),
         **({"resources": {"requests": {GPU: "1"}, "limits": {GPU: "1"}}} if spec.target.device == "gpu" else {}),
     }
@@ -95,3 +85,17 @@ def engine_job(
             ),
         },
     }
+
+
+def _arguments(spec: EngineSpec, model_digest: str, tag: str) -> list[str]:
+    """Return what `belvedere` is told to build."""
+    return [
+        *("engine", "build"),
+        *("--model-digest", model_digest),
+        *("--runtime", spec.target.runtime),
+        *("--precision", spec.target.precision),
+        *(("--device", spec.target.device) if spec.target.device != "cpu" else ()),
+        *("--parity-cosine-minimum", f"{spec.parity.cosine_minimum:g}"),
+        *("--parity-top1-minimum", f"{spec.parity.top1_agreement_minimum:g}"),
+        *("--tag", tag),
+    ]

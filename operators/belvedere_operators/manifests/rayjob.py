@@ -82,11 +82,6 @@ def ray_job(
         **pods.environment,
         CONFIG_VARIABLE: json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
     }
-    annotations = {ATTEMPT_ANNOTATION: str(attempt), DATA_ANNOTATION: data_digest}
-    if parent_digest is not None:
-        annotations[PARENT_ANNOTATION] = parent_digest
-    if accelerators_of(spec):
-        annotations[ACCELERATORS_ANNOTATION] = f"{accelerators_of(spec):g}"
     labels = {RUN_LABEL: metadata["name"], **MANAGED_BY}
     return {
         "apiVersion": RAY_JOB.api_version,
@@ -95,7 +90,7 @@ def ray_job(
             "name": ray_job_name(metadata["name"], attempt),
             "namespace": metadata["namespace"],
             "labels": {**labels, **({QUEUE_LABEL: spec.queue} if spec.queue else {})},
-            "annotations": annotations,
+            "annotations": _annotations(spec, attempt, data_digest, parent_digest),
             "ownerReferences": [
                 owner_reference(
                     {"apiVersion": TRAINING_RUN.api_version, "kind": TRAINING_RUN.kind, "metadata": metadata}
@@ -115,6 +110,16 @@ def ray_job(
             "rayClusterSpec": _cluster(spec, pods, labels),
         },
     }
+
+
+def _annotations(spec: TrainingRunSpec, attempt: int, data_digest: str, parent_digest: str | None) -> dict[str, str]:
+    """Return what the operator reads again of an attempt, should its own memory be lost."""
+    annotations = {ATTEMPT_ANNOTATION: str(attempt), DATA_ANNOTATION: data_digest}
+    if parent_digest is not None:
+        annotations[PARENT_ANNOTATION] = parent_digest
+    if accelerators_of(spec):
+        annotations[ACCELERATORS_ANNOTATION] = f"{accelerators_of(spec):g}"
+    return annotations
 
 
 def _cluster(spec: TrainingRunSpec, pods: PodSettings, labels: Mapping[str, str]) -> dict[str, Any]:

@@ -55,16 +55,6 @@ def panel(title: str, unit: str, expr: str, legend: str, *, explains: str = "") 
 
 def service_dashboard() -> Dashboard:
     """Return the dashboard of one ModelService: what its clients feel, and where a rollout stands."""
-    quantiles = tuple(
-        Query(
-            expr=gateway.latency_quantile(NAMESPACE, SERVICE, quantile, WINDOW),
-            legend=f"{{{{version}}}} p{100 * quantile:g}",
-        )
-        for quantile in (0.5, 0.95, 0.99)
-    )
-    compared = f"increase({gateway.SHADOW_COMPARISONS}" + '{{namespace="$namespace",service="$service"{more}}}[5m])'
-    agreed = compared.format(more=',agreed="true"')
-    by = "sum by (candidate, model)"
     return Dashboard(
         name="service",
         title="Belvedere / Service",
@@ -81,7 +71,7 @@ def service_dashboard() -> Dashboard:
                 "{{version}}",
                 explains="Of the requests that reached the version or that the gateway gave up in its name.",
             ),
-            Panel(title="Latency", unit="ms", queries=quantiles),
+            _latency_panel(),
             panel(
                 "Weight of each version",
                 "percent",
@@ -98,18 +88,40 @@ def service_dashboard() -> Dashboard:
             panel(
                 "Requests in flight", "short", gateway.in_flight_query(NAMESPACE, SERVICE), "{{version}} {{protocol}}"
             ),
-            panel(
-                "Shadow: answers that agree",
-                "percentunit",
-                f"{by} ({agreed}) / ({by} ({compared.format(more='')}) > 0)",
-                "{{candidate}} {{model}}",
-            ),
-            panel(
-                "Shadow: what became of the samples",
-                "short",
-                f'sum by (candidate, outcome) (increase({gateway.SHADOW_REQUESTS}{{namespace="$namespace",service="$service"}}[5m]))',
-                "{{candidate}} {{outcome}}",
-            ),
+            *_shadow_panels(),
+        ),
+    )
+
+
+def _latency_panel() -> Panel:
+    """Return what half, most and nearly all requests of each version take."""
+    quantiles = tuple(
+        Query(
+            expr=gateway.latency_quantile(NAMESPACE, SERVICE, quantile, WINDOW),
+            legend=f"{{{{version}}}} p{100 * quantile:g}",
+        )
+        for quantile in (0.5, 0.95, 0.99)
+    )
+    return Panel(title="Latency", unit="ms", queries=quantiles)
+
+
+def _shadow_panels() -> tuple[Panel, Panel]:
+    """Return how far a candidate answers copies of requests as the active version does, and what became of the copies."""
+    compared = f"increase({gateway.SHADOW_COMPARISONS}" + '{{namespace="$namespace",service="$service"{more}}}[5m])'
+    agreed = compared.format(more=',agreed="true"')
+    by = "sum by (candidate, model)"
+    return (
+        panel(
+            "Shadow: answers that agree",
+            "percentunit",
+            f"{by} ({agreed}) / ({by} ({compared.format(more='')}) > 0)",
+            "{{candidate}} {{model}}",
+        ),
+        panel(
+            "Shadow: what became of the samples",
+            "short",
+            f'sum by (candidate, outcome) (increase({gateway.SHADOW_REQUESTS}{{namespace="$namespace",service="$service"}}[5m]))',
+            "{{candidate}} {{outcome}}",
         ),
     )
 

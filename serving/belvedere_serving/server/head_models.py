@@ -78,13 +78,7 @@ def head_models(
         models.append(MatchModel(**named(MATCH), batcher=pairs, preprocess=text, statistics=counters))
         models.append(ExplainModel(**{**named(EXPLAIN), "max_rows": 1}, batcher=pairs, preprocess=text))
     if decoder is not None:
-        writer = Writer(
-            Generator(programs, cache_options(config, decoder.max_length)),
-            metrics,
-            executor=place.executor,
-            lane=place.lane.lock,
-            max_texts=config.max_rows_waiting,
-        )
+        writer = _writer(programs, config, metrics, place, decoder.max_length)
         models += [
             WritingModel(
                 **named(name), writer=writer, geometry=decoder, text=text, max_new_tokens=config.max_new_tokens
@@ -92,6 +86,19 @@ def head_models(
             for name in (CAPTION, ANSWER)
         ]
     return models
+
+
+def _writer(
+    programs: HeadPrograms, config: ModelOptions, metrics: ServerMetrics, place: EnginePlace, longest: int
+) -> Writer:
+    """Return what writes the texts of all models that write."""
+    return Writer(
+        Generator(programs, cache_options(config, longest)),
+        metrics,
+        executor=place.executor,
+        lane=place.lane.lock,
+        max_texts=config.max_rows_waiting,
+    )
 
 
 def cache_options(config: ModelOptions, max_length: int) -> CacheOptions:

@@ -289,41 +289,14 @@ def on_rows(runtime: Runtime, tower: str) -> Callable[[npt.NDArray[Any]], npt.ND
 
 def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics) -> InferenceService:
     """Return the service of an engine. One worker thread runs both towers: a replica has the cores of one."""
-    working = ThreadPoolExecutor(1, thread_name_prefix="engine")
-    preparing = ThreadPoolExecutor(1, thread_name_prefix="prepare")
-    lane = Lane()
-    # Texts take microseconds; pictures may be large, so they are decoded off the event loop.
-    known: Mapping[str, tuple[Any, Executor | None]] = {
-        EMBED_TEXT: (engine.text, None),
-        EMBED_IMAGE: (engine.image, preparing),
-    }
-    preparation = {tower: known[tower] for tower in engine.towers}
-    counters = {tower: ModelStatistics() for tower in preparation}
-    models: list[Model] = [
-        ServedModel(
-            metadata=embedding_metadata(tower, config.version, PLATFORM, engine.runtime.dimension(tower)),
-            version=config.version,
-            preprocess=preprocess,
-            batcher=Batcher(
-                tower,
-                on_thread(on_rows(engine.runtime, tower), working, lane.lag),
-                config.batch_policy,
-                metrics,
-                version=config.version,
-                lane=lane,
-                statistics=counters[tower],
-                sizing=_sizing(engine, tower),
-            ),
-            statistics=counters[tower],
-            metrics=metrics,
-            max_rows=config.max_rows_a_request,
-            preparing=executor,
-            num_tokens=engine.text.num_tokens if tower == EMBED_TEXT else no_tokens,
-        )
-        for tower, (preprocess, executor) in preparation.items()
-    ]
+    place = EnginePlace(
+        executor=ThreadPoolExecutor(1, thread_name_prefix="engine"),
+        preparing=ThreadPoolExecutor(1, thread_name_prefix="prepare"),
+        lane=Lane(),
+        policy=config.batch_policy,
+    )
+    models: list[Model] = [_tower_model(engine, tower, config, metrics, place) for tower in engine.towers]
     if engine.heads is not None:
-        place = EnginePlace(executor=working, preparing=preparing, lane=lane, policy=config.batch_policy)
         models += head_models(engine.heads, engine.text, engine.image, config, metrics, place)
     models = chosen(models, config.models)
     told = {"namespace": config.namespace, "service": config.service, "version": config.version}
@@ -334,12 +307,46 @@ def assemble(engine: LoadedEngine, config: ServerConfig, metrics: ServerMetrics)
         model_name=config.model,
         version=config.version,
         tracing=tracing_of(resource={f"belvedere.{name}": value for name, value in told.items()}),
-        executors=(working, preparing),
+        executors=(place.executor, place.preparing),
         patience=Patience(),
     )
     if config.plugins:
         service.use_plugins(Plugins(Path(config.plugins)))
     return service
+
+
+def _tower_model(
+    engine: LoadedEngine, tower: str, config: ServerConfig, metrics: ServerMetrics, place: EnginePlace
+) -> ServedModel:
+    """Return the model that embeds with a tower."""
+    # Texts take microseconds; pictures may be large, so they are decoded off the event loop.
+    known: Mapping[str, tuple[Any, Executor | None]] = {
+        EMBED_TEXT: (engine.text, None),
+        EMBED_IMAGE: (engine.image, place.preparing),
+    }
+    preprocess, preparing = known[tower]
+    counters = ModelStatistics()
+    batcher = Batcher(
+        tower,
+        on_thread(on_rows(engine.runtime, tower), place.executor, place.lane.lag),
+        place.policy,
+        metrics,
+        version=config.version,
+        lane=place.lane,
+        statistics=counters,
+        sizing=_sizing(engine, tower),
+    )
+    return ServedModel(
+        metadata=embedding_metadata(tower, config.version, PLATFORM, engine.runtime.dimension(tower)),
+        version=config.version,
+        preprocess=preprocess,
+        batcher=batcher,
+        statistics=counters,
+        metrics=metrics,
+        max_rows=config.max_rows_a_request,
+        preparing=preparing,
+        num_tokens=engine.text.num_tokens if tower == EMBED_TEXT else no_tokens,
+    )
 
 
 def _sizing(engine: LoadedEngine, tower: str) -> Sizing | None:

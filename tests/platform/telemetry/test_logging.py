@@ -29,7 +29,7 @@ def test_text_is_for_people() -> None:
     log = logging.getLogger("belvedere_operators.controllers.engine")
     log.info("applied", extra={"object": "a b", "seconds": 1.23456, "count": 3})
     log.warning("slow")
-    logging.getLogger("ray").info("not heard")
+    logging.getLogger("a_library").info("not heard")
     first, second = stream.getvalue().splitlines()
     assert first.endswith(' engine: applied  object="a b" seconds=1.235 count=3')
     assert second.endswith(" WARNING engine: slow")
