@@ -143,9 +143,8 @@ def elastic_row(folder: Path, artifacts: str) -> Row:
         env=environment,
     )
     silence = Silence(process)
-    snapshot = folder / "home" / "checkpoints" / f"default-elastic-{os.getpid()!s:.8}" / _SNAPSHOT
     try:
-        return watched(process, silence, snapshot)
+        return watched(process, silence, folder / "home" / "checkpoints")
     finally:
         silence.end()
         if process.poll() is None:  # it ends its own Ray when it is asked to
@@ -172,15 +171,17 @@ class Silence:
             self._timer.cancel()
 
 
-def is_kept(snapshot: Path) -> bool:
-    """Return whether Ray Train has a whole checkpoint that it would go on from, by what it says of itself."""
+def is_kept(checkpoints: Path) -> bool:
+    """Return whether Ray Train has a whole checkpoint that it would go on from, by what it says of the only run in the folder."""
     try:
-        return bool(json.loads(snapshot.read_text())["checkpoint_results"])
+        return any(
+            json.loads(snapshot.read_text())["checkpoint_results"] for snapshot in checkpoints.glob(f"*/{_SNAPSHOT}")
+        )
     except (FileNotFoundError, json.JSONDecodeError):
         return False  # not written yet, or this very moment
 
 
-def watched(process: subprocess.Popen[str], silence: Silence, snapshot: Path) -> Row:
+def watched(process: subprocess.Popen[str], silence: Silence, checkpoints: Path) -> Row:
     """Kill one worker once both train and a checkpoint is whole, and return the row from what the run says."""
     assert process.stdout is not None
     events: list[dict[str, Any]] = []
@@ -201,7 +202,7 @@ def watched(process: subprocess.Popen[str], silence: Silence, snapshot: Path) ->
         if event["event"] != "progress":
             print(f"  {line[start:].strip()}", flush=True)
         # Checkpoints are written while training goes on: which of them is whole by now, Ray Train alone knows.
-        if killed_at is None and event["event"] == "progress" and len(workers) == 2 and is_kept(snapshot):
+        if killed_at is None and event["event"] == "progress" and len(workers) == 2 and is_kept(checkpoints):
             killed_at, killed = pairs, time.monotonic()
             os.kill(workers[1], signal.SIGKILL)
             print(f"  killed worker 1 at {pairs} pairs", flush=True)

@@ -73,6 +73,14 @@ def test_the_same_seed_gives_the_same_attribution(model: VisionLanguageModel, pa
     assert one.word_values == other.word_values
 
 
+def test_a_model_that_learns_goes_on_learning_afterwards(model: VisionLanguageModel, pair: Pair) -> None:
+    model.requires_grad_(True).train()
+    model.log_scale.requires_grad_(False)
+    attribute(model, pair)
+    assert model.training
+    assert [name for name, weight in model.named_parameters() if not weight.requires_grad] == ["log_scale"]
+
+
 class Corner(torch.nn.Module):
     """A vision tower that sees nothing but the mean of the upper left eighth."""
 

@@ -49,7 +49,7 @@ def _divergence(own_BB: Tensor, other_BB: Tensor) -> Tensor:
 
 def distillation(teacher: DualStream) -> Loss:
     """Return the loss that `tune` takes: contrast, and the teacher's relations on the same views."""
-    teacher = teacher.eval().requires_grad_(False)
+    teacher = teacher.eval()
 
     def loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, batch: Batch) -> Tensor:
         with torch.no_grad():

@@ -73,18 +73,17 @@ def attribute(
     if method not in METHODS:
         raise InvalidInput(f"--method is {method!r}; allowed are {', '.join(METHODS)}")
     captum = _captum()
-    similarity = Similarity(model.eval()).requires_grad_(False)
-    inputs = (pair.pixels_13SS, pair.embedded_1TD)
-    with _seeded(seed):
+    similarity = Similarity(model)
+    with _seeded(seed), _at_rest(model):
         if method == "integrated-gradients":
             values = _integrated(captum, similarity, pair)
         elif method == "gradient-shap":
             values = _gradient_shap(captum, similarity, pair, samples)
         else:
             values = _perturbed(captum, similarity, pair, method, samples)
-    with torch.no_grad():
-        score = similarity(*inputs, pair.valid_1T).item()
-        baseline_score = similarity(*pair.baseline, pair.valid_1T).item()
+        with torch.no_grad():
+            score = similarity(pair.pixels_13SS, pair.embedded_1TD, pair.valid_1T).item()
+            baseline_score = similarity(*pair.baseline, pair.valid_1T).item()
     return Attribution(
         method=method,
         score=score,
@@ -93,6 +92,19 @@ def attribute(
         words=pair.words,
         word_values=tuple(values[1].detach()[0].sum(-1).tolist()),
     )
+
+
+@contextmanager
+def _at_rest(model: DualStream) -> Iterator[None]:
+    """Let the model be looked at, not learn; then let it be as it was."""
+    was_training, learning = model.training, [weight for weight in model.parameters() if weight.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
+        model.train(was_training)
 
 
 @contextmanager
