@@ -222,7 +222,8 @@ async def refuse(cluster: Cluster) -> None:
         return ((await status()).get("stable") or {}).get("routableReplicas") == 1
 
     async def aborted() -> bool:
-        gone = f"{RAY_SERVICE.kind}/{name}-other" not in await cluster.all()
+        # Replicas that were asked for in the moment of the abort come and go after it.
+        gone = f"{RAY_SERVICE.kind}/{name}-other" not in await cluster.settled()
         return gone and ((await status()).get("rollout") or {}).get("phase") == "Aborted"
 
     await day.apply(TRAINING_RUN, "other", RUN)
