@@ -3,8 +3,9 @@
 usage: curve_bench.py --output FILE [--seconds N | --pairs N] [--precision P] [--points N] [--only RECIPE …] [--artifacts URL]
 
 Each recipe is trained from scratch on the emoji set, on the GPU where there is one, for so many seconds of processor time (one
-thread, evaluations not counted in the budget) or, with --pairs, over the same pairs as all others, and asked about a never-seen style and never-seen concepts on its way. What a large size makes of its seconds is few
-pairs, two steps at least: its row says so. FILE has rows for every recipe; beside it lie a figure and a page. Recipes
+thread, evaluations not counted in the budget) or, with --pairs, over the same pairs as all others, and asked about a never-seen
+style and never-seen concepts on its way. What a large size makes of its seconds is few pairs, two steps at least: its row says
+so. FILE has rows for every recipe; beside it lie a figure and a page. Recipes
 that are not run this time keep the rows that FILE has. With $BELVEDERE_BENCH_STATE and $BELVEDERE_BENCH_SLICE_SECONDS a run that is
 cut off goes on where it stood, and one that has ended is not run again.
 """
@@ -89,16 +90,16 @@ def main() -> None:
     """Run what is asked for, and write file, figure and page after each recipe, so that a run cut short has what it showed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, for each recipe")
-    parser.add_argument("--pairs", type=int, help="for each recipe, instead of seconds")
+    each = parser.add_mutually_exclusive_group()
+    each.add_argument("--seconds", type=float, default=SECONDS, help="of processor time, for each recipe")
+    each.add_argument("--pairs", type=int, help="for each recipe, instead of seconds")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16", "auto"))
     parser.add_argument("--points", type=int, default=8, help="evaluations of each run at most")
     parser.add_argument("--only", action="append", choices=list(RECIPES))
     parser.add_argument("--artifacts", help="URL of an artifact store that has the emoji set, or is given it")
     options = parser.parse_args()
-    budget = Budget(
-        seconds=None if options.pairs else options.seconds, pairs=options.pairs, precision=options.precision
-    )
+    given = {"pairs": options.pairs} if options.pairs else {"seconds": options.seconds}
+    budget = Budget(**given, precision=options.precision)
     end_in_order()
     started = time.monotonic()
     rows = earlier_rows(options.output)

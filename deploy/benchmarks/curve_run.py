@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from belvedere_platform.artifacts import ArtifactStore
+from belvedere_serving.engines.device import device_for
 from belvedere_training.config import RunConfig, resolve
 from belvedere_training.data.corpus import Corpus
 from belvedere_training.evaluation.retrieval import evaluate
@@ -66,14 +66,18 @@ def forward_multiply_adds(stepper: Stepper, position: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What every recipe is given: seconds of processor time, or the same pairs for all, and the number format of its steps."""
+    """What every recipe is given: seconds of processor time, or without them the same pairs, and the number format of its steps."""
 
     seconds: float | None = None
-    pairs: int | None = None
+    pairs: int = 0
     precision: str = "fp32"
 
+    def steps(self, seconds_each: float, batch: int) -> int:
+        """Return how many steps it allows."""
+        return self.pairs // batch if self.seconds is None else int(self.seconds / seconds_each)
+
     def __str__(self) -> str:
-        given = f"{self.seconds:g}" if self.pairs is None else f"{self.pairs}p"
+        given = f"{self.pairs}p" if self.seconds is None else f"{self.seconds:g}"
         return given if self.precision == "fp32" else f"{given}-{self.precision}"
 
 
@@ -89,13 +93,12 @@ def planned(config: RunConfig, store: ArtifactStore, budget: Budget) -> Plan:
             break
     each = sum(taken[1:]) / len(taken[1:]) if len(taken) > 1 else taken[0]  # the first one prepares kernels
     costs = [forward_multiply_adds(stepper, _position(config, number / SAMPLES)) for number in range(SAMPLES)]
-    steps = int(budget.seconds / each) if budget.seconds else (budget.pairs or 0) // size
     return Plan(
-        pairs=max(LEAST_STEPS, steps) * size,
+        pairs=max(LEAST_STEPS, budget.steps(each, size)) * size,
         pairs_per_second=size / each,
         weights=sum(weight.numel() for weight in stepper.model.parameters()),
         multiply_adds=tuple(costs),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "processor",
+        device=str(device_for("gpu")),
     )
 
 

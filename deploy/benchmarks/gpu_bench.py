@@ -10,12 +10,10 @@ included on all sides, in turns. Without a GPU it says so and ends with 2.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,71 +33,14 @@ from belvedere_serving.engines.loading import load_runtime
 from belvedere_serving.engines.runtime import TOWER_INPUT
 from ending import end_in_order
 from scratch import scratch
-from training_steps import HERE, Side, output_of
+from training_steps import Place, cache_memory_row, step_rows
 from vision import Vision, push_model
 
-BATCH, ROUNDS, STEPS = 256, 7, 10
-CACHE_BATCH, CACHE_TIMES = 256, 8
+ON_GPU = Place(
+    device="cuda", batch=256, rounds=7, steps=10, clock="wall_seconds", cache_batch=256, said="bfloat16", prefix="gpu_"
+)  # fmt: skip
 ENGINE_BATCHES = (1, 64)
 GATE = ParityGate(cosine_minimum=0.999, top1_agreement_minimum=0.9)
-
-
-def step_rows(folder: Path) -> list[Row]:
-    """Return pictures a second and peak memory of our step as shares of OpenCLIP's."""
-    peer, file = _open_clip(), folder / "clip.safetensors"
-    _run(peer, "open_clip_step.py", "prepare", str(file), str(BATCH))
-    own = Side(sys.executable, "own_step.py", "serve", str(file), device="cuda")
-    full = Side(sys.executable, "own_step.py", "serve", str(file), "--full-context", device="cuda")
-    other = Side(peer, "open_clip_step.py", "serve", str(file), device="cuda")
-    rates: dict[Side, list[float]] = {own: [], full: [], other: []}
-    losses = {side: side.steps(STEPS)["loss"] for side in rates}
-    for _ in range(ROUNDS):
-        for side, found in rates.items():
-            found.append(BATCH * STEPS / side.steps(STEPS)["wall_seconds"])
-    peaks = {side: side.end() for side in rates}
-    ratios, whole = (sorted(a / b for a, b in zip(rates[s], rates[other], strict=True)) for s in (own, full))
-    note = (
-        f"ViT-S-32, batch {BATCH}, bfloat16, AdamW (ours fused), texts cut to the longest of the batch; at the full context "
-        f"{statistics.median(whole):.2f} x; losses after {STEPS} steps {losses[full]:.4f} and {losses[other]:.4f}"
-    )
-    sides = {"peer": "open_clip", "rounds": ROUNDS, "note": note}
-    speed = {"own_value": statistics.median(rates[own]), "peer_value": statistics.median(rates[other])}
-    memory = {"own_value": peaks[own] / 2**20, "peer_value": peaks[other] / 2**20}
-    peak_note = f"MiB; ours at the full context {peaks[full] / 2**20:.0f}"
-    return [
-        result(
-            "gpu_step_vs_open_clip_images_per_second",
-            statistics.median(ratios),
-            "x",
-            "higher",
-            1.2,
-            spread=[ratios[0], ratios[-1]],
-            **sides,
-            **speed,
-        ),
-        result(
-            "gpu_step_vs_open_clip_peak_memory",
-            peaks[own] / peaks[other],
-            "x",
-            "lower",
-            1.0,
-            **{**sides, "note": peak_note},
-            **memory,
-        ),
-    ]
-
-
-def gradcache_rows(folder: Path) -> list[Row]:
-    """Return the peak of a batch eight times as large in chunks as a share of the small batch's, inputs not counted."""
-    large, peaks = CACHE_BATCH * CACHE_TIMES, []
-    for rows, chunk in ((CACHE_BATCH, CACHE_BATCH), (large, CACHE_BATCH), (large, large)):
-        side = Side(sys.executable, "own_step.py", "gradcache", str(rows), str(chunk), device="cuda")
-        side.steps(2)
-        peaks.append(side.end())
-    inputs = (large - CACHE_BATCH) * 3 * 64 * 64 * 4
-    note = f"batch {large} in chunks of {CACHE_BATCH}; all at once {peaks[2] / peaks[0]:.1f} x; MiB of tensors"
-    sides = {"own_value": peaks[1] / 2**20, "peer": "the small batch", "peer_value": peaks[0] / 2**20, "note": note}
-    return [result("gpu_gradcache_memory_ratio", (peaks[1] - inputs) / peaks[0], "x", "lower", 1.15, **sides)]
 
 
 def engine_rows(folder: Path) -> list[Row]:
@@ -162,18 +103,9 @@ def _in_tensorrt(store: ArtifactStore, engine: EngineResult, folder: Path) -> Ca
     return lambda pixels: loaded.run(EMBED_IMAGE, {TOWER_INPUT[EMBED_IMAGE]: pixels})[EMBEDDING]
 
 
-def _open_clip() -> str:
-    """Return the Python that has OpenCLIP: this one, or that of an environment of its own."""
-    return sys.executable if find_spec("open_clip") else output_of(str(HERE / "open_clip.sh")).strip()
-
-
-def _run(python: str, *arguments: str) -> None:
-    output_of(python, str(HERE / arguments[0]), *arguments[1:])
-
-
 GROUPS: dict[str, Callable[[Path], list[Row]]] = {
-    "step": step_rows,
-    "gradcache": gradcache_rows,
+    "step": lambda folder: step_rows(folder, ON_GPU),
+    "gradcache": lambda _: [cache_memory_row(ON_GPU)],
     "engines": engine_rows,
 }
 

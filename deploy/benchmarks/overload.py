@@ -144,14 +144,13 @@ async def overload(way: Way, *, seconds: float, used: Callable[[], Usage], say: 
     rate, each = TIMES * looks[0], seconds / ROUNDS
     say(f"{way.said}: peak {looks[0]:.0f}/s; now {rate:.0f}/s, {ROUNDS} times for {each:.0f} s")
     warm = await way.open_loop(rate=rate, seconds=min(10.0, each), deadline_seconds=DEADLINE_SECONDS)
-    memory, server_seconds, client_seconds = [used().memory_mib], 0.0, 0.0
+    held, server_seconds, client_seconds = used().memory_mib, 0.0, 0.0
     for _ in range(ROUNDS):
         before, mine = used(), time.process_time()
         loads.append(await way.open_loop(rate=rate, seconds=each, deadline_seconds=DEADLINE_SECONDS))
         client_seconds += time.process_time() - mine
         after = used()
         server_seconds += after.cpu_seconds - before.cpu_seconds
-        memory.append(after.memory_mib)
         looks.append((await look()).per_second)
         say(f"{way.said}: {goodput(loads[-1]):.0f}/s in time, then {looks[-1]:.0f}/s at its peak")
     return Overload(
@@ -161,7 +160,7 @@ async def overload(way: Way, *, seconds: float, used: Callable[[], Usage], say: 
         rate=rate,
         warm=warm,
         server_seconds=server_seconds,
-        memory_mib=(memory[0], memory[-1]),
+        memory_mib=(held, after.memory_mib),
         client_seconds=client_seconds,
     )
 

@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,9 @@ from own_step import SMALL, converted
 from training_subject import Subject
 
 HERE = Path(__file__).parent
-BATCH, ROUNDS = 16, 5
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Large blocks go back to the system when they are freed, on both sides: else the peak is what glibc's heap keeps in pieces."""
-CACHE_BATCH, CACHE_TIMES = 32, 8
+CACHE_TIMES = 8
 NAMES = (
     "open_clip_forward_error",
     "step_vs_open_clip_images_per_second",
@@ -73,45 +74,69 @@ class Side:
         return answer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where both sides make their steps. steps: in a turn; clock: which of a side's times counts; prefix: of the rows' names."""
+
+    device: str
+    batch: int
+    rounds: int
+    steps: int
+    clock: str
+    cache_batch: int
+    said: str
+    prefix: str = ""
+
+
+ON_PROCESSOR = Place(
+    device="cpu", batch=16, rounds=5, steps=1, clock="cpu_seconds", cache_batch=32, said="fp32, one thread, processor time"
+)  # fmt: skip
+
+
 def rows(subject: Subject) -> list[Row]:
     """Train one architecture from the same weights on the same batch on both sides."""
-    peer = output_of(HERE / "open_clip.sh").strip()
-    file = subject.folder / "clip.safetensors"
-    output_of(peer, HERE / "open_clip_step.py", "prepare", file, str(BATCH))
-    error = _forward_error(file)
+    found = step_rows(subject.folder, ON_PROCESSOR)
+    error = _forward_error(_clip_file(subject.folder))
+    said = "largest difference of embeddings on the same weights"
+    return [result(NAMES[0], error, "absolute", "lower", 1e-4, note=said), *found]
+
+
+def step_rows(folder: Path, place: Place) -> list[Row]:
+    """Return pictures a second and peak memory of our step as shares of OpenCLIP's, in alternating turns."""
+    peer, file = _open_clip(), _clip_file(folder)
+    output_of(peer, HERE / "open_clip_step.py", "prepare", file, str(place.batch))
     own, full, other = (
-        Side(sys.executable, "own_step.py", "serve", str(file)),
-        Side(sys.executable, "own_step.py", "serve", str(file), "--full-context"),
-        Side(peer, "open_clip_step.py", "serve", str(file)),
+        Side(sys.executable, "own_step.py", "serve", str(file), device=place.device),
+        Side(sys.executable, "own_step.py", "serve", str(file), "--full-context", device=place.device),
+        Side(peer, "open_clip_step.py", "serve", str(file), device=place.device),
     )
     rates: dict[Side, list[float]] = {own: [], full: [], other: []}
-    losses = {side: side.steps(1)["loss"] for side in rates}
-    for _ in range(ROUNDS):
+    losses = {side: side.steps(place.steps)["loss"] for side in rates}
+    for _ in range(place.rounds):
         for side, found in rates.items():
-            found.append(BATCH / side.steps(1)["cpu_seconds"])
-    peaks = {side: side.end() for side in rates}
-    ratios = [a / b for a, b in zip(rates[own], rates[other], strict=True)]
-    whole = [a / b for a, b in zip(rates[full], rates[other], strict=True)]
+            found.append(place.batch * place.steps / side.steps(place.steps)[place.clock])
+    peaks = {side: side.end() / 2**20 for side in rates}
+    ratios, whole = ([a / b for a, b in zip(rates[side], rates[other], strict=True)] for side in (own, full))
     note = (
-        f"ViT-S-32, batch {BATCH}, fp32, AdamW on both sides (ours fused), one thread, processor time; ours cuts texts to the "
-        f"longest of the batch, at the full context it is {statistics.median(whole):.2f} x; first losses "
+        f"ViT-S-32, batch {place.batch}, {place.said}, AdamW on both sides (ours fused); ours cuts texts to the longest of the "
+        f"batch, at the full context it is {statistics.median(whole):.2f} x; losses after the first {place.steps} "
         f"{losses[own]:.4f} and {losses[other]:.4f}"
     )
+    memory = {"own_value": peaks[own], "peer": "open_clip", "peer_value": peaks[other]}
+    said = f"MiB above the process without a model; ours at the full context {peaks[full]:.0f}"
     return [
-        result(NAMES[0], error, "absolute", "lower", 1e-4, note="largest difference of embeddings on the same weights"),
-        _ratio_row(NAMES[1], ratios, rates[own], rates[other], 1.2, note),
-        result(
-            NAMES[2],
-            peaks[own] / peaks[other],
-            "x",
-            "lower",
-            1.0,
-            own_value=peaks[own] / 2**20,
-            peer="open_clip",
-            peer_value=peaks[other] / 2**20,
-            note=f"MiB above the process without a model; ours at the full context {peaks[full] / 2**20:.0f}",
-        ),
+        _ratio_row(f"{place.prefix}{NAMES[1]}", ratios, rates[own], rates[other], 1.2, note),
+        result(f"{place.prefix}{NAMES[2]}", peaks[own] / peaks[other], "x", "lower", 1.0, note=said, **memory),
     ]
+
+
+def _clip_file(folder: Path) -> Path:
+    return folder / "clip.safetensors"
+
+
+def _open_clip() -> str:
+    """Return the Python that has OpenCLIP: this one, or that of an environment of its own."""
+    return sys.executable if find_spec("open_clip") else output_of(HERE / "open_clip.sh").strip()
 
 
 def output_of(*command: str | Path) -> str:
@@ -146,27 +171,27 @@ def _forward_error(file: Path) -> float:
 
 
 def cache_rows(subject: Subject) -> list[Row]:
-    """Peak memory of a batch eight times as large in chunks, against the small batch; and the gradient's error."""
-    large = CACHE_BATCH * CACHE_TIMES
+    """Return what GradCache costs in memory, and the gradient's error."""
+    error = result(CACHE_NAMES[1], _gradient_error(), "relative", "lower", 1e-5, note="dropout included, fp32")
+    return [cache_memory_row(ON_PROCESSOR), error]
+
+
+def cache_memory_row(place: Place) -> Row:
+    """Return the peak memory of a batch eight times as large in chunks as a share of the small batch's."""
+    small, large = place.cache_batch, place.cache_batch * CACHE_TIMES
     peaks = []
-    for rows in (CACHE_BATCH, large):
-        side = Side(sys.executable, "own_step.py", "gradcache", str(rows), str(CACHE_BATCH))
-        side.steps(2)
+    for rows, chunk, steps in ((small, small, 2), (large, small, 2), (large, large, 1)):
+        side = Side(sys.executable, "own_step.py", "gradcache", str(rows), str(chunk), device=place.device)
+        side.steps(steps)
         peaks.append(side.end())
-    side = Side(sys.executable, "own_step.py", "gradcache", str(large), str(large))
-    side.steps(1)
-    whole = side.end()
-    inputs = (large - CACHE_BATCH) * 3 * 64 * 64 * 4
-    ratio = (peaks[1] - inputs) / peaks[0]
+    inputs = (large - small) * 3 * 64 * 64 * 4
     note = (
-        f"batch {CACHE_BATCH} against {large} in chunks of {CACHE_BATCH}, without the further inputs themselves "
-        f"({inputs / 2**20:.0f} MiB; with them {peaks[1] / peaks[0]:.2f} x); all {large} at once take {whole / peaks[0]:.1f} x"
+        f"batch {small} against {large} in chunks of {small}, without the further inputs themselves "
+        f"({inputs / 2**20:.0f} MiB; with them {peaks[1] / peaks[0]:.2f} x); all {large} at once take {peaks[2] / peaks[0]:.1f} x"
     )
     extra = {"own_value": peaks[1] / 2**20, "peer": "the small batch, MiB", "peer_value": peaks[0] / 2**20}
-    return [
-        result("gradcache_memory_ratio", ratio, "x", "lower", 1.15, note=note, **extra),
-        result("gradcache_gradient_error", _gradient_error(), "relative", "lower", 1e-5, note="dropout included, fp32"),
-    ]
+    name = f"{place.prefix}{CACHE_NAMES[0]}"
+    return result(name, (peaks[1] - inputs) / peaks[0], "x", "lower", 1.15, note=note, **extra)
 
 
 def _gradient_error() -> float:

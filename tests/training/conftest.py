@@ -13,7 +13,10 @@ from belvedere_training.config import RunConfig
 from belvedere_training.data.corpus import Corpus, load_split
 from belvedere_training.data.manifest import push
 from belvedere_training.data.shapes import build_shapes
-from belvedere_training.model.config import SIZES, ConvConfig, ModelConfig, TextConfig
+from belvedere_training.loop import Loop
+from belvedere_training.model.config import SIZES, TOWERS, ConvConfig, ModelConfig, TextConfig, VitConfig
+from belvedere_training.recipe import prepare
+from belvedere_training.world import LocalWorld
 
 TINY = ModelConfig(
     embed_dim=16,
@@ -70,6 +73,34 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """Make `nano` a model of a few thousand weights."""
     monkeypatch.setitem(SIZES, "nano", TINY)
     return TINY
+
+
+@pytest.fixture
+def tiny_vit(monkeypatch: pytest.MonkeyPatch, tiny: ModelConfig) -> None:
+    """Let `nano` have a vision transformer of a few thousand weights too."""
+    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
+    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
+
+
+def resumed(config: RunConfig, store: ArtifactStore, folder: Path) -> tuple[Loop, Loop]:
+    """Return a run that was never broken off, and one that was and went on from its checkpoint in the folder; both have ended, with the
+    same weights bit for bit."""
+    unbroken = prepare(config, store, LocalWorld(cores=1))
+    unbroken.run()
+    first = prepare(config, store, LocalWorld(folder, cores=1))
+    first.run(until=48)  # the checkpoint is at 32: what came after it is lost
+    second = prepare(config, store, LocalWorld(folder, cores=1))
+    assert second.progress.pairs == 32
+    second.run()
+    for name, tensor in unbroken.stepper.model.state_dict().items():
+        assert torch.equal(tensor, second.stepper.model.state_dict()[name]), name
+    return unbroken, second
+
+
+@pytest.fixture(scope="session", name="resumed")
+def resumed_fixture() -> object:
+    """Return the function that breaks a run off and compares it, bit for bit, with one that went on."""
+    return resumed
 
 
 def run_config(**changes: object) -> RunConfig:

@@ -30,6 +30,11 @@ PIXELS = torch.randn(ROWS, 3, 32, 32, generator=torch.Generator().manual_seed(1)
 TOKENS = torch.randint(1, 300, (ROWS, 6), generator=torch.Generator().manual_seed(2))
 
 
+def inputs(model: VisionLanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pixels and tokens where the model is."""
+    return PIXELS.to(model.log_scale.device), TOKENS.to(model.log_scale.device)
+
+
 def gradient(model: VisionLanguageModel) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
@@ -37,7 +42,8 @@ def gradient(model: VisionLanguageModel) -> torch.Tensor:
 def embedded_in_chunks(model: VisionLanguageModel, size: int) -> torch.Tensor:
     """Return the gradient of the loss over all rows, where each chunk draws its own dropout once."""
     torch.manual_seed(7)
-    parts = [model(PIXELS[rows], TOKENS[rows]) for rows in chunks(ROWS, size)]
+    pixels, tokens = inputs(model)
+    parts = [model(pixels[rows], tokens[rows]) for rows in chunks(ROWS, size)]
     loss = contrastive_loss(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), parts[0][2])
     loss.backward()  # type: ignore[no-untyped-call]
     return gradient(model)
@@ -45,18 +51,21 @@ def embedded_in_chunks(model: VisionLanguageModel, size: int) -> torch.Tensor:
 
 def cached(model: VisionLanguageModel, size: int) -> torch.Tensor:
     torch.manual_seed(7)
+    pixels, tokens = inputs(model)
 
     def embed(rows: slice, last: bool) -> Embedded:
-        return Embedded(*model(PIXELS[rows], TOKENS[rows]))
+        return Embedded(*model(pixels[rows], tokens[rows]))
 
     cached_backward(embed, contrastive_loss, chunks(ROWS, size), model)
     return gradient(model)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("size", [4, 5])
-def test_the_gradient_is_that_of_the_whole_batch(size: int, dropout: float) -> None:
-    whole, found = embedded_in_chunks(model_of("vit", dropout), size), cached(model_of("vit", dropout), size)
+def test_the_gradient_is_that_of_the_whole_batch(size: int, dropout: float, device: str) -> None:
+    models = (model_of("vit", dropout).to(device) for _ in range(2))
+    whole, found = embedded_in_chunks(next(models), size), cached(next(models), size)
     assert float((found - whole).norm() / whole.norm()) < 1e-5
 
 

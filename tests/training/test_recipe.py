@@ -16,7 +16,8 @@ from belvedere_platform.artifacts import ArtifactStore
 from belvedere_platform.resources.training_data import TrainingData
 from belvedere_platform.resources.training_run import Architecture
 from belvedere_training.config import RunConfig, resolve
-from belvedere_training.model.config import TOWERS, ModelConfig, VitConfig
+from belvedere_training.loop import Loop
+from belvedere_training.model.config import ModelConfig
 from belvedere_training.model.files import load_artifact
 from belvedere_training.model.normalization import normalise
 from belvedere_training.model.spatial import stage_at
@@ -27,21 +28,13 @@ from belvedere_training.world import LocalWorld
 
 Configure = Callable[..., RunConfig]
 Configured = Callable[..., RunConfig]
+Resumed = Callable[[RunConfig, ArtifactStore, Path], tuple[Loop, Loop]]
 
 
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
-    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, tmp_path: Path
+    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, resumed: Resumed, tmp_path: Path
 ) -> None:
-    config = resolve(run_config(), store)
-    unbroken = prepare(config, store, LocalWorld(cores=1))
-    unbroken.run()
-    first = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
-    first.run(until=48)  # the checkpoint is at 32: what came after it is lost
-    second = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
-    assert second.progress.pairs == 32
-    second.run()
-    for name, tensor in unbroken.stepper.model.state_dict().items():
-        assert torch.equal(tensor, second.stepper.model.state_dict()[name]), name
+    resumed(resolve(run_config(), store), store, tmp_path / "state")
 
 
 def test_pictures_are_coarse_for_a_share_of_the_budget_and_whole_after_it(
@@ -229,21 +222,12 @@ def with_all_objectives(config: RunConfig, **optimization: object) -> RunConfig:
 
 
 def test_a_run_with_every_objective_teacher_and_chunks_resumes_bit_for_bit(
-    store: ArtifactStore, tiny: ModelConfig, run_config: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ArtifactStore, tiny_vit: None, run_config: Configure, resumed: Resumed, tmp_path: Path
 ) -> None:
-    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
-    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
     config = resolve(with_all_objectives(run_config(), questionsPerPicture=3), store)
-    unbroken = prepare(config, store, LocalWorld(cores=1))
-    unbroken.run()
-    prepare(config, store, LocalWorld(tmp_path / "state", cores=1)).run(until=48)
-    second = prepare(config, store, LocalWorld(tmp_path / "state", cores=1))
-    assert second.progress.pairs == 32
-    second.run()
+    unbroken, second = resumed(config, store, tmp_path / "state")
     assert second.stepper.teacher is not None
     assert unbroken.stepper.teacher is not None
-    for name, tensor in unbroken.stepper.model.state_dict().items():
-        assert torch.equal(tensor, second.stepper.model.state_dict()[name]), name
     for name, tensor in unbroken.stepper.teacher.state_dict().items():
         assert torch.equal(tensor, second.stepper.teacher.state_dict()[name]), name
     assert set(unbroken.stepper.told["gradient_norms"]) == {"vision", "text", "cross"}
@@ -294,12 +278,10 @@ def test_disentangling_is_one_line_its_loss_falls_and_each_part_knows_its_attrib
 def test_plain_pictures_are_trained_on_at_half_their_edge_and_the_loss_falls(
     configured: Configured,
     store: ArtifactStore,
-    tiny: ModelConfig,
+    tiny_vit: None,
     run_config: Configure,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
-    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
     monkeypatch.setattr("belvedere_training.step.THRESHOLDS", (0.7, 0.9))  # drawings have less than two bits
     asked = configured(
         run_config(pairs=640, learningRate=0.005, warmupPairs=64, resolution="ByEntropy"),
@@ -319,13 +301,10 @@ def test_plain_pictures_are_trained_on_at_half_their_edge_and_the_loss_falls(
 def test_a_run_in_stages_learns_a_view_and_then_everything_at_any_resolution(
     configured: Configured,
     store: ArtifactStore,
-    tiny: ModelConfig,
+    tiny_vit: None,
     run_config: Configure,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    tower = VitConfig(image_size=64, patch_size=16, hidden_size=16, num_layers=1, num_heads=2)
-    monkeypatch.setitem(TOWERS["nano"], "vit", tower)
     changes = {"pairs": 640, "learningRate": 0.005, "warmupPairs": 64, "resolution": "Progressive", "seed": 1}
     config = resolve(configured(run_config(**changes), architecture={"tower": "vit"}), store)
     loop = prepare(config, store, LocalWorld(cores=1))

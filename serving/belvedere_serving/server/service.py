@@ -320,11 +320,7 @@ def _tower_model(
 ) -> ServedModel:
     """Return the model that embeds with a tower."""
     # Texts take microseconds; pictures may be large, so they are decoded off the event loop.
-    known: Mapping[str, tuple[Any, Executor | None]] = {
-        EMBED_TEXT: (engine.text, None),
-        EMBED_IMAGE: (engine.image, place.preparing),
-    }
-    preprocess, preparing = known[tower]
+    preprocess, preparing = (engine.text, None) if tower == EMBED_TEXT else (engine.image, place.preparing)
     counters = ModelStatistics()
     batcher = Batcher(
         tower,
